@@ -3,7 +3,7 @@
 Every step of a run fails once, runs of two processes are killed, and every reader gets thousands of files that are
 nearly right.
 
-python -m bench reliability [--cases 10000] [--kills 200] [--only readers runs kills] [--out …]
+python -m bench reliability [--cases 10000] [--kills 200] [--only readers runs kills] [--readers JSONL …] [--out …]
 
 Counts of the last run on the machine at hand are in docs/reliability.md.
 """
@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--readers", nargs="+", metavar="NAME", help="only these, each with its share of the cases")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--out", type=Path, default=results_of("reliability"))
     options = parser.parse_args(arguments)
@@ -48,9 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         root = Path(folder)
         for part in options.only:
             begun = time.monotonic()
-            made = {"runs": runs, "kills": kills, "readers": readers}[part](root / part, options)
+            if part == "readers":
+                readers(root / part, options, found)  # takes longest, and writes each as it goes
+                continue
+            made = {"runs": runs, "kills": kills}[part](root / part, options)
             found[part] = {**made, "seconds": round(time.monotonic() - begun)}
-            options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            _write(found, options)
             print(part, json.dumps(found[part]))
     bad = sum(found[part]["faults"] for part in options.only)
     print(f"{bad} faults")
@@ -166,20 +170,28 @@ def _child(run: Any) -> int:
     return pid
 
 
-def readers(root: Path, options: argparse.Namespace) -> dict[str, Any]:
+def readers(root: Path, options: argparse.Namespace, found: dict[str, Any]) -> None:
     """Seeded changes of good files, for every reader, and of the folders that every command reads."""
     from support.command_cases import READ, reader
     from support.mutations import READERS, run
 
     every = READERS | {f"luthier {name}": reader(name) for name in READ}
-    found = {}
-    for name, each in every.items():
-        count = run(each, root / name, max(1, options.cases // len(every)), options.seed)
-        found[name] = {**asdict(count), "slowest": round(count.slowest, 2), "faults": len(count.faults)}
-        for fault in count.faults[:5]:
-            print(f"{name}: {fault}", file=sys.stderr)
-        print(name, json.dumps(found[name]))
-    return {"readers": found, "faults": sum(each["faults"] for each in found.values())}
+    known = found["readers"]["readers"] if options.readers and "readers" in found else {}
+    for name in options.readers or every:
+        begun = time.monotonic()
+        count = run(every[name], root / name, max(1, options.cases // len(every)), options.seed)
+        told = {**asdict(count), "slowest": round(count.slowest, 2), "faults": len(count.faults)}
+        known[name] = {**told, "seed": options.seed, "seconds": round(time.monotonic() - begun)}
+        totals = {key: sum(each.get(key, 0) for each in known.values()) for key in ("cases", "faults", "seconds")}
+        found["readers"] = {"readers": known, **totals}
+        _write(found, options)
+        print(name, json.dumps(known[name]), flush=True)
+        for number, fault in enumerate(count.faults):
+            print(f"{name}: {fault}" if number < 5 else f"{name}: {fault[:60]!r}", file=sys.stderr, flush=True)
+
+
+def _write(found: dict[str, Any], options: argparse.Namespace) -> None:
+    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,13 @@ def lines(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def annotate(call, monkeypatch, said, *words):
-    monkeypatch.setattr(sys, "stdin", io.StringIO(said))
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def annotate(call, monkeypatch, said, *words, of=Terminal):
+    monkeypatch.setattr(sys, "stdin", of(said))
     return call("annotate", *words)
 
 
@@ -49,6 +54,17 @@ def test_labels_are_read_kept_and_gone_on_with(call, monkeypatch, pool, tmp_path
         "annotate", write_rows(tmp_path / "other.jsonl", ROWS[::-1]), "--out", out, "--budget", 5, "--by", "random"
     )
     assert done.code != 0 and "of other data" in done.err
+
+
+def test_a_pipe_ends_at_what_is_no_label(call, monkeypatch, pool, tmp_path):
+    """Its next line is the label of the next row, and would have been this one's."""
+    out = tmp_path / "labels.jsonl"
+    common = (pool, "--budget", 5, "--by", "random", "--classes", "a,b", "--out", out)
+    done = annotate(call, monkeypatch, "a\nc\nb\na\n", *common, of=io.StringIO)
+    assert done.code == 2 and "has no label, and nothing behind it was read: 'c' is none of the classes" in done.err
+    assert [row["label"] for row in lines(out)] == ["a"]
+    done = annotate(call, monkeypatch, "b\n-\na\n", *common, of=io.StringIO)
+    assert done.code == 0 and "holds 3 labels; left: 2" in done.out
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,6 @@ def test_without_a_place_for_them_tools_are_refused_in_one_line(call, llama, tmp
 
 
 def test_chat_template_kwargs_that_are_no_object_are_refused(call, llama):
-    for given in ("no", "[1]"):
+    for given in ("no", "[1]", '{"a": 1, "a": 2}'):
         done = call("generate", llama, "hi", "--chat-template-kwargs", given)
         assert done.code == 2 and "--chat-template-kwargs" in done.err

@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -158,6 +159,28 @@ def test_signals_end_a_command_in_a_line(sent, code, monkeypatch, capsys, reques
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, was))
     assert luthier.cli.main(["list"]) == code and capsys.readouterr().err.strip() == "stopped: nothing was written"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_meets_a_finaliser_ends_a_command_too(sent, code, monkeypatch, capsys, request):
+    """Python writes "Exception ignored", and the command would have gone on until it is killed."""
+    import luthier.cli
+
+    class Finalised:
+        def __del__(self):
+            signal.raise_signal(sent)
+
+    def run(tokens):
+        Finalised()
+        time.sleep(20)
+
+    monkeypatch.setattr(luthier.cli, "_run", run)
+    was, hook = signal.signal(signal.SIGINT, signal.default_int_handler), sys.unraisablehook
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, was))
+    begun = time.monotonic()
+    assert luthier.cli.main(["list"]) == code and time.monotonic() - begun < 15
+    assert capsys.readouterr().err.strip() == "stopped: nothing was written"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and sys.unraisablehook is hook
 
 
 @pytest.mark.parametrize("command", ["train", "federate"])

@@ -148,6 +148,12 @@ def test_a_study_from_before_a_setting_goes_on(study, tmp_path):
     del noted["resolved"], noted["study"]["settings"]["lora"]["objective"], noted["study"]["others"]
     (tmp_path / "s" / "study.json").write_text(json.dumps(noted))
     assert runner.prepared(one, tmp_path / "s").jobs
+    whole = json.loads((tmp_path / "s" / "study.json").read_text())
+    lists: dict[str, list] = {key: [] for key in whole["fingerprints"]}
+    for change in ({"fingerprints": None}, {"fingerprints": lists}, {"resolved": []}, {"bases": "a"}):
+        (tmp_path / "s" / "study.json").write_text(json.dumps(whole | change))
+        with pytest.raises(LuthierError, match=r"study\.json is damaged"):
+            runner.prepared(one, tmp_path / "s")
 
 
 def test_changed_rows_are_refused(study, tmp_path, additions):

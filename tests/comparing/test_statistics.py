@@ -22,6 +22,7 @@ from luthier.comparing.measures.significance import (
     winner,
 )
 from luthier.comparing.record import Record
+from luthier.core.errors import LuthierError
 from luthier.core.numerics import student
 from luthier.core.numerics.agreement import agreement, closeness
 from luthier.core.numerics.confidence import calibration_error
@@ -219,3 +220,15 @@ def test_calibration_error():
     assert calibration_error([0.95, 0.95, 0.95, 0.95], [1, 1, 1, 0]) == pytest.approx(0.2)
     assert calibration_error([1.0, 1.0], [1, 1]) == 0.0
     assert calibration_error([0.9, 0.6], [1, 0]) == pytest.approx((0.1 + 0.6) / 2)
+
+
+@pytest.mark.parametrize("change", [
+    {"score": {}}, {"seed": "1"}, {"method": 1.5}, {"trainable": {}}, {"hits": {"d": [[1]]}}, {"rows": True},
+    {"metrics": {"accuracy": "1"}}, {"losses": [[1, []]]}, {"total": 10**400}, {"notes": "a"}, {"hits": []},
+])  # fmt: skip
+def test_a_record_whose_figures_are_none_is_told(change):
+    """Runs are put in order and averaged: what stands there has to be of its kind."""
+    whole = run("a", 0, [1.0, 0.0]).to_dict()
+    assert Record.from_dict(json.loads(json.dumps(whole))) == run("a", 0, [1.0, 0.0])
+    with pytest.raises(LuthierError, match=f"its {next(iter(change))} is|damaged"):
+        Record.from_dict(whole | change)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from luthier.serving.http.bodies import Counting
+from luthier.serving.http.bodies import Counting, Once
 from luthier.serving.http.claims import Claims, lane
 from luthier.serving.http.connections import Connections
 from luthier.serving.http.guard import LOOPBACK, Guard
@@ -79,6 +79,9 @@ def until(holds: Callable[[], bool]) -> bool:
         (b'{"model": "base", "messages": [' + b"1," * 9000 + b"1]}", "messages"),
         (b'{"model": "base", "messages": [' + b'{"role":"x"},' * 5000 + b"{}]}", "messages\\[0\\]|role"),
         (b'"a text"', "expected a JSON object"),
+        (b'{"model": "base", "max_tokens": 1, "max_tokens": 2}', "'max_tokens' stands twice"),
+        (b'{"model": "base", "messages": [{"role": "user", "role": "system"}]}', "'role' stands twice"),
+        (b'{"x": [' + b"1," * 9000 + b'{"a": 1, "a": 2}]}', "'a' stands twice"),
     ],
 )
 def test_bodies_that_are_no_request_are_400(client, body, told):
@@ -115,7 +118,7 @@ def test_what_is_long_and_wrong_is_told_shortly(client, body):
 
 @pytest.mark.parametrize(
     "text",
-    ['{"a": [1, -2.5e3, true, null, "x\\u00e9\\ud83d\\ude42", {}], "a": 2, "": {"b": [[]]}}', "[]", "3", ' "" ',
+    ['{"a": [1, -2.5e3, true, null, "x\\u00e9\\ud83d\\ude42", {}], "b": 2, "": {"b": [[]]}}', "[]", "3", ' "" ',
      "[1e400, -Infinity, NaN]"],
 )  # fmt: skip
 def test_many_values_are_read_as_few_are(text):
@@ -123,11 +126,11 @@ def test_many_values_are_read_as_few_are(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[", "[1,]", '{"a"}', '{"a": 1,}', "1 2", "nul", '"\n"', "[" * 10_000, "9" * 5000]
+    "text", ["", "[", "[1,]", '{"a"}', '{"a": 1,}', "1 2", "nul", '"\n"', "[" * 10_000, "9" * 5000, '{"a": 1, "a": 1}']
 )
 def test_many_values_are_refused_as_few_are(text):
     with pytest.raises((ValueError, RecursionError)):
-        json.loads(text)
+        json.loads(text, cls=Once)
     with pytest.raises((ValueError, RecursionError)):
         json.loads(text, cls=Counting)
 

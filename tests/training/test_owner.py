@@ -19,6 +19,7 @@ from luthier.core.files import OWNER
 from luthier.core.owner import is_worked_in, owned
 from luthier.training import Run, Training, folder, metrics, moments, train
 from luthier.training.checkpoint import MANIFEST, checkpoints, newest, read
+from luthier.training.rollouts import log
 from support.faults import faults
 from support.tiny import sums, write_rows
 
@@ -108,6 +109,33 @@ def test_lines_of_another_run_are_no_metrics_of_this_one(run):
     (run.folder / metrics.FILE).write_text(text + json.dumps({"step": 1, "loss": 9.0, "run": "0" * 16}) + "\n")
     result = train(run, progress=False, resume=True)
     assert [step for step, _ in result.losses] == [1, 2, 3, 4] and max(loss for _, loss in result.losses) < 9
+
+
+@pytest.mark.parametrize("line", [
+    {"step": 1, "loss": [0]}, {"step": 1, "loss": "1"}, {"step": 1, "loss": {}}, {"step": 1, "seconds": []},
+    {"step": 1, "lr": 10**400}, {"step": "1"}, {"step": True}, {"loss": 1.0}, [], None,
+])  # fmt: skip
+def test_lines_that_hold_no_figures_are_told(line, tmp_path):
+    good = json.dumps({"step": 1, "epoch": 0.5, "loss": float("nan"), "accuracy": None, "run": "a"})
+    (tmp_path / metrics.FILE).write_text(f"{good}\n")
+    assert metrics.read(tmp_path)[0]["run"] == "a" and metrics.seconds(metrics.read(tmp_path)) == 0.0
+    (tmp_path / metrics.FILE).write_text(f"{good}\n{json.dumps(line)}\n")
+    with pytest.raises(lt.LuthierError, match="line 2, is damaged"):
+        metrics.read(tmp_path)
+
+
+ANSWER = {"step": 1, "run": "a", "prompt": "p", "answer": "\ud800é", "tokens": 2, "finish": "stop", "reward": None}
+
+
+@pytest.mark.parametrize("change", [{"step": None}, {"prompt": 3}, {"reward": "1"}, {"run": []}, {"tokens": {}}])
+def test_answers_that_are_none_are_told(change, tmp_path):
+    log.append(tmp_path, [ANSWER])
+    before = (tmp_path / log.FILE).read_bytes()
+    log.cut(tmp_path, 1, ["a"])
+    assert (tmp_path / log.FILE).read_bytes() == before and log.read(tmp_path) == [ANSWER]
+    log.append(tmp_path, [ANSWER | change])
+    with pytest.raises(lt.LuthierError, match=f"line 2, is damaged.*{next(iter(change))}"):
+        log.table(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["empty", "no files", "one missing", "way out", "another step", "unnamed rng"])

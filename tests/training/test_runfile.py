@@ -17,7 +17,7 @@ from luthier.core.contracts.component import find, names
 from luthier.methods.choices import CHOICES
 from luthier.methods.recipe import read_recipe, recipe_files
 from luthier.methods.targeted_form import TargetedForm
-from luthier.training.runfile import SUFFIXES, read_run_file, save_run_file
+from luthier.training.runfile import SUFFIXES, parsed, read_run_file, save_run_file
 from luthier.training.spec import Run, Training
 from support.tiny import save_model, sums, write_rows
 
@@ -199,6 +199,18 @@ def test_yaml_that_never_ends_or_runs_code_is_refused(text, tmp_path):
         read_run_file(tmp_path / "run.yaml")
 
 
+@pytest.mark.parametrize("text", [
+    "model: a\nmodel: b\n", "model: a\ntraining: {steps: 1, lr: 1, steps: 2}\n", "training:\n  'lr': 1\n  lr: 2\n",
+])  # fmt: skip
+def test_a_key_that_stands_twice_in_yaml_is_refused(text, tmp_path):
+    """PyYAML takes the last one."""
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(lt.LuthierError, match=r"the key '\w+' stands twice in one table \(line \d\)"):
+        read_run_file(tmp_path / "run.yaml")
+
+
 def test_aliases_in_yaml_are_read(tmp_path):
     (tmp_path / "run.yaml").write_text("model: &m tiny\ndata: *m\nmethod: lora\nout: o\n")
     assert read_run_file(tmp_path / "run.yaml").fields["data"] == "tiny"
+    (tmp_path / "two.yaml").write_text("a: &a {lr: 1}\nb: &b {lr: 2, steps: 1}\nc: {<<: *a, <<: *b, lr: 3}\n")
+    assert parsed(tmp_path / "two.yaml")["c"] == {"lr": 3, "steps": 1}

@@ -14,6 +14,8 @@ from luthier.core.errors import LuthierError
 from luthier.core.guard import is_of_disk, reason
 
 USAGE, INTERRUPTED, TERMINATED = 2, 130, 143
+AGAIN = 0.05
+"""Seconds until a signal that was not heard comes again."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -57,8 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM raises `Terminated` in the block, once; a second one ends the process. Where somebody else handles it, as
-    servers do, and in other threads, it is left alone."""
+    """SIGTERM raises `Terminated` in the block, once; a second one ends the process. One that meets a finaliser comes
+    again, and so does Ctrl-C. Where somebody else handles SIGTERM, as servers do, and in other threads, all is left
+    alone."""
     alone = threading.current_thread() is not threading.main_thread()
     if alone or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
@@ -71,11 +74,24 @@ def terminable() -> Iterator[None]:
             os.kill(os.getpid(), signal.SIGTERM)
         raise Terminated
 
+    def again(lost: sys.UnraisableHookArgs) -> None:
+        """Of what is raised in a finaliser, or where a weak reference ends, Python lets go; the signal comes again."""
+        if not isinstance(lost.exc_value, KeyboardInterrupt):
+            unheard(lost)
+            return
+        number = signal.SIGTERM if isinstance(lost.exc_value, Terminated) else signal.SIGINT
+        if number == signal.SIGTERM:
+            signal.signal(number, end)
+        threading.Timer(AGAIN, os.kill, (owner, number)).start()  # behind the end of what it met
+
+    unheard = sys.unraisablehook
+    sys.unraisablehook = again
     signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.unraisablehook = unheard
 
 
 def break_as_ctrl_c() -> None:

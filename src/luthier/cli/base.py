@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError
+from luthier.core.paths import path_of
 
 if TYPE_CHECKING:
     from luthier.models import Loaded
@@ -44,7 +45,7 @@ def base_under(target: str, name: str | None, *, like: str | None = None, dtype:
 
     if adapter_at(target):
         return base_of(name, read_adapter(target)[1], dtype=dtype, task=task)
-    if not (Path(target).expanduser() / "config.json").is_file():
+    if not (path_of(target) / "config.json").is_file():
         read_adapter(target)  # tells what is near
     if name is None:
         raise LuthierError("a whole model does not say what it was fine-tuned from; give --base.")

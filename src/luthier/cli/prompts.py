@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded
+from luthier.core.paths import path_of
 
 if TYPE_CHECKING:
     from luthier.data import Example
@@ -51,7 +51,7 @@ def tools_of(file: Path | None) -> list[dict[str, Any]] | None:
         return None
     from luthier.core.records import read_json
 
-    found = read_json(file.expanduser())
+    found = read_json(path_of(file))
     if not isinstance(found, list) or not found or not all(isinstance(each, dict) for each in found):
         raise LuthierError(f"{file} holds no tools; expected a list of JSON schemas, one for each function.")
     return found
@@ -60,11 +60,12 @@ def tools_of(file: Path | None) -> list[dict[str, Any]] | None:
 def variables_of(given: str | None, adapter: str | None) -> dict[str, Any]:
     """Variables of the chat template: those that an adapter's rows shared, under those `given` as a JSON object."""
     from luthier.core.storage.folder import read_adapter
+    from luthier.data.json_text import loads
     from luthier.models import Chat
 
     chat = Chat.of(read_adapter(adapter)[1]) if adapter is not None else None
     with guarded("--chat-template-kwargs is not JSON"):
-        told = json.loads(given) if given is not None else {}
+        told = loads(given) if given is not None else {}
     if not isinstance(told, dict):
         raise LuthierError('--chat-template-kwargs: expected a JSON object, such as {"enable_thinking": false}.')
     return {**(chat.variables if chat else {}), **told}
@@ -96,7 +97,7 @@ def read_prompts(prompts: Sequence[str], file: Path | None, command: str) -> lis
         return list(prompts)
     if file is not None:
         with guarded(f"cannot read {file}"):
-            text = file.expanduser().read_text(encoding="utf-8")
+            text = path_of(file).read_text(encoding="utf-8")
         found = [line for line in text.splitlines() if line.strip()]
     else:
         text = "" if sys.stdin.isatty() else sys.stdin.read().strip()

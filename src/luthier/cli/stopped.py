@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from luthier.core.paths import path_of
 
 NOTHING = "nothing was written"
 
@@ -12,7 +12,7 @@ def run_stopped(out: str) -> str:
     from luthier.training.checkpoint import any_there
     from luthier.training.folder import holds_run
 
-    folder = Path(out).expanduser()
+    folder = path_of(out)
     if any_there(folder / "checkpoints"):
         return "continue with --resume"
     return "before the first checkpoint; start anew with --overwrite" if holds_run(folder) else NOTHING
@@ -22,7 +22,7 @@ def federation_stopped(out: str) -> str:
     """Of a federated run in this folder."""
     from luthier.federating.folder import ROUND, SPEC, STATE
 
-    folder = Path(out).expanduser()
+    folder = path_of(out)
     if (folder / STATE).is_dir() or any((folder / ROUND).glob("*.safetensors")):
         return "continue with --resume"
     return "before the first client had finished; start anew with --overwrite" if (folder / SPEC).is_file() else NOTHING
@@ -79,4 +79,4 @@ def sweep_stopped(out: str) -> str:
 
 def _by_file(out: str, name: str) -> str:
     """Of work in a folder that has this file from its beginning on."""
-    return "continue with --resume" if (Path(out).expanduser() / name).is_file() else NOTHING
+    return "continue with --resume" if (path_of(out) / name).is_file() else NOTHING

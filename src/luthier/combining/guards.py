@@ -7,7 +7,6 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from luthier.combining.source import Source
 from luthier.core.contracts.combination import Combination
 from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded
+from luthier.core.paths import path_of
 from luthier.core.sites.samples import architecture
 from luthier.core.sites.scope import Scope
 from luthier.core.storage.fingerprint import base_similarity, sample_of
@@ -152,7 +152,7 @@ def check_tokens(first: str, second: str, force: bool) -> None:
 
 
 def _tokens(folder: str) -> dict[str, int]:
-    file = Path(folder).expanduser() / FILE
+    file = path_of(folder) / FILE
     if not file.is_file():
         return {}
     with guarded(f"{file} is not a tokenizer's"):

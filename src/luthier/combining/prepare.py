@@ -21,6 +21,7 @@ from luthier.core.contracts.combination import Combination, Place
 from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded
 from luthier.core.numerics.delta import Delta
+from luthier.core.paths import path_of
 from luthier.core.records import recorded
 from luthier.core.sites.scope import Scope
 from luthier.core.sites.structure import features, is_quantised
@@ -109,7 +110,7 @@ def _served(folder: str | Path, spec: dict[str, Any] | None) -> Served:
     """What an input was fitted for, as far as it says."""
     if spec is not None:
         return Served(spec["measured"].get("task"), spec["measured"].get("labels"))
-    file = Path(folder).expanduser() / "config.json"
+    file = path_of(folder) / "config.json"
     with recorded(file) if file.is_file() else nullcontext({}) as config:
         task = task_of_class((config.get("architectures") or [""])[0])
         classes = {int(index): name for index, name in config.get("id2label", {}).items()}
@@ -194,7 +195,7 @@ def _processor(name: str) -> Any:
     from luthier.models import trusted
     from luthier.models.quiet import quiet
 
-    folder = Path(name).expanduser()
+    folder = path_of(name)
     if not (folder / "tokenizer_config.json").is_file():
         return None
     from transformers import AutoTokenizer

@@ -46,11 +46,13 @@ def prepared(study: Study, folder: Path) -> Plan:
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / ".lock"):
         old = _stored(folder)
-        if old is not None:
-            _refuse_changed(folder, old, study, prints)
-            _refuse_other_methods(folder, old, resolved)
-            _refuse_other_bases(folder, old, bases)
-        write(_noted(study, old, prints, resolved, bases), folder / STUDY)
+        with guarded(f"{folder / STUDY} is damaged, or was changed by hand"):
+            if old is not None:
+                _refuse_changed(folder, old, study, prints)
+                _refuse_other_methods(folder, old, resolved)
+                _refuse_other_bases(folder, old, bases)
+            noted = _noted(study, old, prints, resolved, bases)
+        write(noted, folder / STUDY)
     return planned
 
 

@@ -6,11 +6,14 @@ import dataclasses
 import json
 import math
 import os
+import types
+import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from luthier.core.checks import shown
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
 
@@ -100,7 +103,29 @@ class Record:
         missing = [name for name, f in known.items() if _required(f) and name not in values]
         if missing:
             raise LuthierError(f"a record lacks {', '.join(missing)}.")
-        return cls(**{key: READ[key](value) if key in READ else value for key, value in values.items()})
+        made = cls(**{key: READ[key](value) if key in READ else value for key, value in values.items()})
+        for key, hint in typing.get_type_hints(cls).items():
+            if not fits(getattr(made, key), hint):
+                raise LuthierError(f"its {key} is {shown(values[key])}, expected {known[key].type}.")
+        return made
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Returns whether a value is what an annotation says, all the way down; a short whole number is a float too."""
+    if hint is Any or hint is None or hint is type(None):
+        return hint is Any or value is None
+    if isinstance(hint, types.UnionType):
+        return any(fits(value, each) for each in typing.get_args(hint))
+    kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind is float or kind is int:
+        return (type(value) is int and abs(value) < 2**64) or (kind is float and type(value) is float)
+    if not isinstance(value, kind):
+        return False
+    if kind is dict:
+        return all(fits(key, inner[0]) and fits(each, inner[1]) for key, each in value.items())
+    if kind is tuple:
+        return len(value) == len(inner) and all(map(fits, value, inner))
+    return kind is not list or all(fits(each, inner[0]) for each in value)
 
 
 def _required(each: dataclasses.Field) -> bool:

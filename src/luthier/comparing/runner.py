@@ -33,6 +33,7 @@ from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError
 from luthier.core.guard import is_full, on_disk
 from luthier.core.notebook import table
+from luthier.core.paths import path_of
 from luthier.data import Examples
 from luthier.training.report import resolved_settings
 from luthier.training.result import FAILURES
@@ -121,7 +122,7 @@ def carry_out(study: Study, out: str | Path, progress: bool, together: int = 1) 
 
 
 def _carried_out(study: Study, out: str | Path, progress: bool, together: int) -> Comparison:
-    folder, started = Path(out).expanduser(), time.monotonic()
+    folder, started = path_of(out), time.monotonic()
     planned = prepared(study, folder)
     console = Console(stderr=True, quiet=not progress)
     for note in dict.fromkeys(note for each in planned.data.values() for note in each.notes):

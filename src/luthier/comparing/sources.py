@@ -81,7 +81,7 @@ def sourced(name: str, given: DataSet, training: Training, seeds: Sequence[int],
         if len(given.train) == 1
         else _joined(given.train, given, folder / FOLDER / f"{name}.train.jsonl")
     )
-    single = len(given.train) > 1 or Path(train).expanduser().is_file()
+    single = len(given.train) > 1 or os.path.isfile(os.path.expanduser(train))
     parts = given.test
     if not parts and single:
         train, held = _held_out(train, given, folder / FOLDER / name)

@@ -23,7 +23,6 @@ Relative paths that exist beside the file are taken from there.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 import typing
@@ -35,7 +34,9 @@ from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError, near
 from luthier.core.files import located
 from luthier.core.guard import guarded, reason
+from luthier.core.paths import path_of
 from luthier.core.toml import tomllib
+from luthier.data.json_text import loads
 from luthier.methods.choices import Written
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -189,10 +190,10 @@ class Study:
 
 def read_study(file: str | Path) -> Study:
     """Returns the study in a .toml file, or in the study.json of an earlier one."""
-    path = Path(file).expanduser()
+    path = path_of(file)
     try:
         text = path.read_text(encoding="utf-8")
-        values = json.loads(text)["study"] if path.suffix == ".json" else tomllib.loads(text)
+        values = loads(text)["study"] if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise LuthierError(f"cannot read the study {file}: {error.strerror}.") from None
     except Exception as error:

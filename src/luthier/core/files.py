@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 
 from luthier.core.errors import LuthierError
-from luthier.core.guard import on_disk, reason, written
+from luthier.core.guard import on_disk, reason
 from luthier.core.locks import lock
+from luthier.core.paths import path_of
 
 LOCK, OWNER = ".owner.lock", ".owner.json"
 """In a folder while a process works in it (`luthier.core.owner`), and who that is."""
@@ -24,22 +25,19 @@ TRACES = (LOCK, OWNER, f".{OWNER}")
 
 def cache_root() -> Path:
     """Returns the cache folder: `$LUTHIER_CACHE`, by default `~/.cache/luthier`."""
-    return Path(os.environ.get("LUTHIER_CACHE") or Path.home() / ".cache" / "luthier").expanduser()
+    return path_of(os.environ.get("LUTHIER_CACHE") or Path.home() / ".cache" / "luthier")
 
 
 def located(source: str, folder: Path) -> str:
     """Returns the source, beside a file in `folder` that names it if it is there."""
     beside = folder / source
-    with suppress(OSError):  # of a text that no file system takes for a name
-        return str(beside) if not Path(source).expanduser().is_absolute() and beside.exists() else source
-    return source
+    relative = not os.path.isabs(os.path.expanduser(source))
+    return str(beside) if relative and os.path.exists(beside) else source
 
 
 def must_be_free(out: str | Path) -> Path:
     """Returns the folder `out`, which must not exist yet (or be empty), so that nothing is lost."""
-    folder = Path(out).expanduser()
-    with written(str(out)[:80], "Choose another folder (out)."):  # of names that no file system takes
-        folder.exists()
+    folder = path_of(out)
     if _no_folder(folder) or (folder.is_dir() and any(folder.iterdir())):
         raise LuthierError(f"{out} exists and is not empty; name a new folder, or remove it first.")
     return folder
@@ -53,9 +51,7 @@ def refuse_other(folder: Path) -> None:
 
 def refuse_special(path: Path) -> None:
     """Raises for what is there and no file: a rename would put one in the place of a folder, a pipe or a device."""
-    with written(str(path)[:80]):  # of names that no file system takes
-        there = path.exists()
-    if there and not path.is_file():
+    if path_of(path).exists() and not path.is_file():
         raise LuthierError(f"{path} exists and is not a regular file; name another.")
 
 
@@ -73,9 +69,7 @@ def _no_folder(path: Path) -> bool:
 
 def free_folder(folder: str | Path, mark: str, what: str) -> Path:
     """The folder, which must be new, empty or hold the file `mark` of an earlier `what`, so that nothing is lost."""
-    target = Path(folder).expanduser()
-    with written(str(folder)[:80], "Choose another folder (out)."):
-        target.exists()
+    target = path_of(folder)
     held = target.is_dir() and any(path.name not in TRACES for path in target.iterdir())
     if _no_folder(target) or (held and not (target / mark).exists()):
         raise LuthierError(f"{target} holds something else than {what}; name a new folder (out).")
@@ -175,9 +169,7 @@ def _told(folder: Path, advice: str) -> str:
 def recover(folder: str | Path) -> None:
     """Undoes a replacement that was killed between its two renames; waits for one that is under way."""
     folder = _real(folder)
-    with written(str(folder)[:80]):  # of names that no file system takes
-        left = _aside(folder).exists() and not folder.exists()
-    if not left:
+    if folder.exists() or not os.path.exists(_aside(folder)):
         return
     try:
         with _alone(folder.parent):
@@ -242,7 +234,7 @@ def _settled(parent: Path, names: str) -> Iterator[None]:
 
 def _real(folder: str | Path) -> Path:
     """The folder itself: where a link leads to another place, that is what is replaced."""
-    return Path(os.path.realpath(Path(folder).expanduser()))
+    return Path(os.path.realpath(path_of(folder)))
 
 
 @contextmanager

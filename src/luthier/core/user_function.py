@@ -9,6 +9,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
+from luthier.core.paths import path_of
 
 
 def is_function(text: str) -> bool:
@@ -23,7 +24,7 @@ def function_of(text: str) -> Callable[..., Any]:
     Raises `LuthierError` where it is not there, and for what the file raises on being run.
     """
     file, _, name = text.rpartition(":")
-    path = Path(file).expanduser()
+    path = path_of(file)
     held = names_in(path)
     found = held.get(name)
     if not callable(found):

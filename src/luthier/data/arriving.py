@@ -13,6 +13,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.core.files import committed
+from luthier.core.paths import path_of
 from luthier.core.records import read_json, read_text, write_json
 from luthier.data.sources import read
 from luthier.data.table import with_class_names
@@ -47,7 +48,7 @@ def arriving(folder: str | Path, source: str) -> Iterator[Arrived]:
     A row that is there word for word, or was when it was found redundant, does not join again; so a source may be given
     twice. Raises `LuthierError` for a folder that holds something else and for rows that are not text.
     """
-    place = Path(folder).expanduser()
+    place = path_of(folder)
     state = _state(place)
     held = read_text(place / ROWS).splitlines() if state["pools"] else []
     known = {*held, *state["redundant"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -28,8 +29,8 @@ def _pieces(value: Any) -> Iterable[bytes]:
             yield key.encode() + b"\0"
             yield from _pieces(value[key])
     elif isinstance(value, list | tuple):
-        if all(type(each) is int or isinstance(each, np.integer) for each in value):
-            yield np.asarray(value, np.int64).tobytes() + b"\0"
+        if all(kind is int or issubclass(kind, np.integer) for kind in set(map(type, value))):  # millions of tokens
+            yield array("q", value).tobytes() + b"\0"
         else:
             for each in value:
                 yield from _pieces(each)

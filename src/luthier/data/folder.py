@@ -7,6 +7,7 @@ else the folder that it stands in, tells its split by a word of its name (`train
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -291,8 +292,8 @@ def _classes(folder: Path, split: str) -> Table:
 
 def undivided(source: str) -> bool:
     """Whether a source is a folder whose files, or pictures or sounds of each class, are of no split by their names."""
-    folder = Path(source).expanduser()
-    if not folder.is_dir() or any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+    folder = Path(os.path.expanduser(source))  # a source that is not a path (`gym:…`) may be too long for one
+    if not os.path.isdir(folder) or any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return False
     if _card(folder).get("configs"):
         return False

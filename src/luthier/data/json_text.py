@@ -18,7 +18,7 @@ class Marked(dict[str, Any]):
 
 def loads(text: str) -> Any:
     """Returns what JSON text holds; raises `Twice` where a key stands twice in an object, at any depth."""
-    return json.loads(text, object_pairs_hook=_once)
+    return json.loads(text, object_pairs_hook=once)
 
 
 def loads_marked(text: str) -> Any:
@@ -37,7 +37,8 @@ def repeated(value: Any) -> str:
     return ""
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object of its pairs, as json's `object_pairs_hook`; raises `Twice`."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise Twice(_reason(pairs))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from luthier.core.errors import LuthierError, near
-from luthier.core.guard import guarded
+from luthier.core.paths import path_of
 from luthier.data.files import READERS, read_file, suffix
 from luthier.data.split_column import of_column
 from luthier.data.table import Table
@@ -44,9 +44,8 @@ def read(
         from luthier.data.mix import read_mix
 
         return read_mix(source, lambda each: read(each, split, limit, seed, divided))
-    with guarded(f"no data {source[:80]}"):  # of names that no file system takes
-        path, config, named = _parted(source)
-        there = path.is_dir(), path.is_file()
+    path, config, named = _parted(source)
+    there = path.is_dir(), path.is_file()
     wanted = named or split or "train"
     if there[0]:
         from luthier.data.folder import read_folder
@@ -63,7 +62,7 @@ def read(
         return part or table
     bare = source.partition("::")[0]
     if _looks_like_path(bare):
-        hint = _near_files(Path(bare).expanduser())
+        hint = _near_files(path_of(bare))
         raise LuthierError(f"no data file {bare}{hint} Known suffixes: {', '.join(READERS)}.")
     from luthier.data.hub import read_hub
 
@@ -72,10 +71,10 @@ def read(
 
 def _parted(source: str) -> tuple[Path, str, str]:
     """(path, configuration, split) of a folder's or file's `path:configuration:split`; else the path alone."""
-    path = Path(source).expanduser()
+    path = path_of(source, "no data")
     parts = source.split(":")
     for count in (0, 1, 2):
-        before = Path(":".join(parts[: len(parts) - count])).expanduser()
+        before = path_of(":".join(parts[: len(parts) - count]), "no data")
         if len(parts) > count and before.exists():
             config, split = (*parts[len(parts) - count :], "", "")[:2]
             return before, config, split

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,7 +107,7 @@ def split(text: str) -> tuple[str, str | None]:
     from luthier.core.storage.folder import adapter_at
 
     cuts = [place for place, letter in enumerate(text) if letter == "@"]
-    if not cuts or Path(text).expanduser().exists():
+    if not cuts or os.path.exists(os.path.expanduser(text)):
         return text, None
     place = next((cut for cut in cuts if adapter_at(text[cut + 1 :])), cuts[0])
     if not text[:place]:

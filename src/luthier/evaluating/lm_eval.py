@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError, near
+from luthier.core.paths import path_of
 from luthier.core.records import read_text
 
 
@@ -30,7 +30,7 @@ def harness(
     from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
     from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
-    files = [Path(task).expanduser() for task in tasks if task.endswith((".yaml", ".yml"))]
+    files = [path_of(task) for task in tasks if task.endswith((".yaml", ".yml"))]
     gone = [file for file in files if not file.is_file()]
     if gone:
         raise LuthierError(f"no lm-eval task file {gone[0]}.")
@@ -59,7 +59,7 @@ def _name(task: str) -> str:
     """What a task is called: a file says it in its line `task:`."""
     if not task.endswith((".yaml", ".yml")):
         return task
-    lines = read_text(Path(task).expanduser()).splitlines()
+    lines = read_text(path_of(task)).splitlines()
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("task:")), "")
     if not name:
         raise LuthierError(f"{task} names no task; add a line such as task: mine.")

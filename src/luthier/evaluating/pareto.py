@@ -12,6 +12,7 @@ from luthier import data, models
 from luthier.core.errors import LuthierError
 from luthier.core.files import sha256
 from luthier.core.guard import guarded
+from luthier.core.paths import path_of
 from luthier.core.records import recorded, replace_json
 from luthier.core.storage.folder import adapter_folder, read_adapter
 from luthier.core.storage.store import load
@@ -39,7 +40,7 @@ def pareto(
     was scored is not scored again; `pareto.json` and `pareto.png` are written. `told` hears a line for each checkpoint.
     Raises `LuthierError` where the plan measures nothing, and for data that cannot be scored.
     """
-    root = Path(folder).expanduser()
+    root = path_of(folder)
     record = read_record(root)
     if measured is None:
         if record.get("measure") is None:

@@ -15,6 +15,7 @@ from luthier import data, models
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
 from luthier.core.notebook import figures, shown
+from luthier.core.paths import path_of
 from luthier.data.objects import source_of
 from luthier.data.rewriting.journal import Journal
 
@@ -176,7 +177,7 @@ def _chunks(first: int, count: int, batch: int) -> list[range]:
 
 
 def _file(out: str | Path) -> Path:
-    path = Path(out).expanduser()
+    path = path_of(out)
     if path.suffix not in FILES:
         raise LuthierError(f"out is {path}; expected a file that ends in {', '.join(FILES)}.")
     return path

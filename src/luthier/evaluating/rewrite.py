@@ -12,6 +12,7 @@ from luthier import data
 from luthier.core.contracts.component import find
 from luthier.core.contracts.rewrite import Asked, Made, Rewrite, Verdict, Voices
 from luthier.core.errors import LuthierError
+from luthier.core.paths import path_of
 from luthier.core.records import as_read
 from luthier.data.rewriting.journal import Journal
 from luthier.data.rewriting.judges import Judge, judge_of, voice_of
@@ -73,7 +74,7 @@ def rewrite(
     there, and for a model that it would not ask.
     """
     chosen = find("rewrites", by, Rewrite)() if isinstance(by, str) else by
-    path = Path(out).expanduser()
+    path = path_of(out)
     check(chosen, examples, judge, critics, meta, path)
     if chosen.writes != (model is not None):
         raise LuthierError(f"{chosen.name()} asks {'a model, and there is none' if chosen.writes else 'no model'}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from luthier import data, models
 from luthier.core.errors import LuthierError
 from luthier.core.numerics import word_errors
 from luthier.core.numerics.wide import widened
+from luthier.core.paths import path_of
 from luthier.data.options import IGNORED, Feature
 from luthier.data.speech import parts, prefix
 from luthier.engine.outputs import Reading
@@ -29,11 +31,11 @@ def _sound(prompt: Any, number: int) -> data.Example:
         if prompt.audio is None:
             raise LuthierError(f"row {prompt.row} has no sound, and the model writes down sounds.")
         return replace(prompt, answer=None)
-    if not isinstance(prompt, str | Path) or not Path(prompt).expanduser().is_file():
+    if not isinstance(prompt, str | Path) or not os.path.isfile(os.path.expanduser(prompt)):
         raise LuthierError(
             f"prompt {number} is not a file: {str(prompt)[:80]!r}; the model writes down sounds, by their path."
         )
-    return data.Example(row=number, audio=str(Path(prompt).expanduser()))
+    return data.Example(row=number, audio=str(path_of(prompt)))
 
 
 def written_down(model: Any, processor: Any, prompts: Sequence[Any], sampling: Sampling, batch: int) -> list[str]:

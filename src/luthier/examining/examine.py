@@ -17,6 +17,7 @@ from luthier.core.contracts.component import find
 from luthier.core.contracts.examination import Examination, Report
 from luthier.core.errors import LuthierError
 from luthier.core.files import committed, free_folder
+from luthier.core.paths import path_of
 from luthier.core.records import write_json
 from luthier.core.version import __version__
 from luthier.data import Examples
@@ -96,7 +97,7 @@ def examine(
     check_data(made, sources, batch)
     examples = _read(made, sources, processor, task, limit)
     batches = batches_of(examples, base, processor, task, batch, max_length)
-    pair = pair_of(base, Path(target).expanduser(), batches, task, console, force=force)
+    pair = pair_of(base, path_of(target), batches, task, console, force=force)
     means = Means(base, processor, task, batch, max_length, limit, 0)
     pair = replace(pair, examples=examples, batches=means.batches, write=means.write)
     with torch.no_grad():

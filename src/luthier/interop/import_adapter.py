@@ -18,6 +18,7 @@ from luthier.core.contracts.site import Sites
 from luthier.core.errors import LuthierError
 from luthier.core.files import must_be_free
 from luthier.core.guard import guarded
+from luthier.core.paths import path_of
 from luthier.core.sites.renaming import nearest
 from luthier.core.sites.select import select
 from luthier.core.storage.store import SPEC, save
@@ -45,7 +46,7 @@ def import_adapter(
     another base, and for what has no equal here, with the reason; `base` is left as it was. No code of the folder is
     run.
     """
-    source_folder, target = Path(folder).expanduser(), must_be_free(out)
+    source_folder, target = path_of(folder), must_be_free(out)
     reader = source_of(source_folder, source)
     if (state := find_state(base)) and name in adapter_names(state):
         raise LuthierError(f"an adapter named {name!r} is attached already; give the new one another name.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Parcel:
     def tells(self) -> list[str]:
         """What the files tell of this machine."""
         base = str(self.spec["base"]["name"])
-        local = base.startswith(("/", "~", ".")) or Path(base).expanduser().is_dir()
+        local = base.startswith(("/", "~", ".")) or os.path.isdir(os.path.expanduser(base))
         return [f"the base is named {base!r}, a path of this machine: others will not find it"] if local else []
 
 

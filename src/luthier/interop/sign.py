@@ -11,6 +11,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.core.files import steady
+from luthier.core.paths import path_of
 from luthier.core.storage.folder import adapter_folder, checked_by
 
 SIGNATURE = "adapter.sig"
@@ -132,7 +133,7 @@ def _library(part: str) -> Any:
 
 
 def _file(path: str | Path, what: str, remedy: str) -> Path:
-    found = Path(path).expanduser()
+    found = path_of(path)
     if not found.is_file():
         raise LuthierError(f"there is no {what} {path}; {remedy}")
     return found

@@ -28,6 +28,7 @@ from luthier.core.contracts.component import find, hints, names
 from luthier.core.contracts.plugins import installed_folders, plugin_folders
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
+from luthier.core.paths import path_of
 from luthier.core.toml import tomllib
 from luthier.methods.choices import CHOICES, COMPONENTS, Written, example
 
@@ -89,10 +90,8 @@ def refuse_other(recipe: Recipe, method: str | None) -> None:
 def read_recipe(name: str) -> Recipe:
     """Returns the recipe of this name, or in this .toml file. Raises `LuthierError` on anything that does not fit."""
     files = recipe_files()
-    path = files.get(name, Path(name).expanduser())
-    with guarded(f"no recipe {name[:80]!r}"):
-        there = path.is_file()
-    if not there:
+    path = files.get(name) or path_of(name, "no recipe")
+    if not path.is_file():
         raise LuthierError(
             f"no recipe {name!r}{near(name, files)} There are: {', '.join(files)}; or give a .toml file."
         )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
+from luthier.core.paths import path_of
 from luthier.models.hub import only_local
 from luthier.models.load import processor_at
 from luthier.models.resolve import resolve
@@ -14,7 +14,7 @@ from luthier.models.trust import config_at, explained, first_line, trusted
 
 def config_of(name: str) -> Any:
     """The transformers configuration of a model by folder, config.json, hub id, .gguf file or catalogue name."""
-    file = Path(name).expanduser()
+    file = path_of(name, "no model")
     path = file if file.suffix == ".json" and file.is_file() else resolve(name)
     with _told(name, "a config.json"):
         return config_at(path, local_files_only=only_local(path))

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from luthier.core.errors import LuthierError
+from luthier.core.guard import guarded
 
 
 def only_local(name: Path | str, revision: str = "main") -> bool:
@@ -21,7 +22,9 @@ def only_local(name: Path | str, revision: str = "main") -> bool:
 
     if not constants.HF_HUB_OFFLINE and _reachable(constants.ENDPOINT):
         return False
-    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+    with guarded(f"no model {name[:80]!r}"):  # of names that no hub takes
+        kept = try_to_load_from_cache(name, "config.json", revision=revision)
+    if isinstance(kept, str):
         return True
     raise LuthierError(
         f"no folder {name} exists here, and the hub ({constants.ENDPOINT}) cannot be reached for a "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from luthier.core.errors import LuthierError, near
-from luthier.core.guard import guarded
+from luthier.core.paths import path_of
 from luthier.models.cache import commit
 from luthier.models.catalogue import catalogue
 from luthier.models.convert import gguf
@@ -25,10 +26,8 @@ def resolve(name: str, progress: bool = True) -> Path | str:
     the catalogue (fetched if not cached), then hub ids. Anything else raises `LuthierError` with near
     names.
     """
-    path = Path(name).expanduser()
-    with guarded(f"no model {name[:80]!r}"):  # of names that no file system takes
-        there = (path / "config.json").is_file()
-    if there:
+    path = path_of(name, "no model")
+    if os.path.isfile(path / "config.json"):
         return path
     if path.suffix == ".gguf":
         return converted(path, progress)

@@ -9,6 +9,7 @@ from typing import Any
 
 from luthier.core.storage.card import front, usage
 from luthier.models import licence_of as licence
+from luthier.training import metrics
 from luthier.training.prepare import Prepared
 from luthier.training.report import Plan, span
 from luthier.training.spec import Run
@@ -33,7 +34,7 @@ def card(run: Run, prepared: Prepared, plan: Plan, lines: list[dict[str, Any]], 
         first_loss=losses[0] if losses else None,
         last_loss=sum(losses[-10:]) / len(losses[-10:]) if losses else None,
         eval_loss=evals[-1] if evals else None,
-        seconds=lines[-1]["seconds"] if lines else 0.0,
+        seconds=metrics.seconds(lines),
         licence=known,
         front=front(
             run.model,

@@ -15,7 +15,6 @@ from typing import Any
 from luthier import models
 from luthier.core.errors import LuthierError
 from luthier.core.files import TRACES
-from luthier.core.guard import written
 from luthier.core.records import read_json, replace_json
 from luthier.core.version import __version__
 from luthier.data.media import media_digest
@@ -36,8 +35,6 @@ EVERY = "2:"
 def claim(run: Run, resume: bool, overwrite: bool) -> bool:
     """Returns whether the folder holds a run to go on with; raises if it cannot be used. Changes nothing yet."""
     folder = run.folder
-    with written(str(folder)[:80], "Choose another folder (out)."):  # of names that no file system takes
-        folder.exists()
     if resume and overwrite:
         raise LuthierError("resume continues a run and overwrite starts again; choose one.")
     if folder.exists() and not folder.is_dir():

@@ -17,6 +17,7 @@ from luthier.core.contracts.form import Form
 from luthier.core.contracts.objective import BASE, Objective
 from luthier.core.errors import LuthierError
 from luthier.core.files import sha256
+from luthier.core.paths import path_of
 from luthier.core.storage.folder import adapter_at, adapter_folder, read_adapter
 from luthier.core.version import __version__
 from luthier.training.spec import COMES, Run
@@ -34,7 +35,7 @@ def folder_of(source: str, model: str, task: str | None = None) -> Path:
     The latter is imported for the base `model` at its first use, and kept in `$LUTHIER_CACHE/imported`. Raises
     `LuthierError` where there is no adapter, and for one that has no equal here.
     """
-    folder = Path(source).expanduser()
+    folder = path_of(source)
     if adapter_at(source) or not folder.is_dir():
         return adapter_folder(source)
     return cached(KIND, _key(folder, model, task), lambda made: _imported(folder, made, model, task)) / "adapter"
@@ -98,7 +99,7 @@ def is_run(source: str) -> bool:
 
 def run_file_of(source: str) -> Path:
     """Returns run.json of the finished run that an adapter is of; raises `LuthierError` for an adapter by itself."""
-    folder = Path(source).expanduser()
+    folder = path_of(source)
     found = next((each / "run.json" for each in (folder, folder.parent) if (each / "run.json").is_file()), None)
     if found is None or not adapter_at(source):
         raise LuthierError(

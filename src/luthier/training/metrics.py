@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from luthier.core.guard import guarded, written
-from luthier.core.records import append_text
+from luthier.core.records import append_text, replace_text
 from luthier.training.checkpoint import go_on
 
 FILE = "metrics.jsonl"
@@ -36,16 +36,23 @@ def _line(path: Path, number: int, text: str) -> dict[str, Any]:
         made = json.loads(text)
         if not (isinstance(made, dict) and type(made.get("step")) is int):
             raise ValueError("it is not an object with a step")
+        for value in (value for key, value in made.items() if key != "run" and value is not None):
+            if isinstance(value, str):
+                raise ValueError("a text stands where a number should")
+            float(value)  # raises for what is none, and for whole numbers of 400 digits
         return made
+
+
+def seconds(lines: Sequence[dict[str, Any]]) -> float:
+    """Returns how long a run had taken at the last of its lines."""
+    return lines[-1].get("seconds") or 0.0 if lines else 0.0
 
 
 def cut(folder: Path, step: int, runs: Collection[str | None]) -> None:
     """Drops the lines after `step`, which a resumed run writes anew, and those of another run than these (ids)."""
     kept = [line for line in read(folder) if line["step"] <= step and line.get("run") in runs]
     text = "".join(json.dumps(line) + "\n" for line in kept)
-    temporary = folder / f".{FILE}"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(folder / FILE)
+    replace_text(folder / FILE, text)
 
 
 class Metrics(TrainerCallback):
@@ -63,8 +70,7 @@ class Metrics(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Continues after the last line."""
-        before = read(self.folder)
-        self.start = time.monotonic() - (before[-1]["seconds"] if before else 0.0)
+        self.start = time.monotonic() - seconds(read(self.folder))
         self.last, self.tokens = time.monotonic(), 0
 
     def on_log(self, args, state, control, logs=None, **kwargs):

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
+from luthier.core.paths import path_of
 from luthier.training.runfile import ADAPTERS, RunFile, described, filled, is_run_file, lasting, overlaid, values_in
 from luthier.training.spec import Run
 
 
 def is_plan(name: str) -> bool:
     """Whether a run file holds several adapters (`read_plan`)."""
-    return is_run_file(name) and Path(name).expanduser().is_file() and ADAPTERS in values_in(Path(name).expanduser())[0]
+    return is_run_file(name) and path_of(name).is_file() and ADAPTERS in values_in(path_of(name))[0]
 
 
 def read_plan(name: str | Path) -> list[RunFile]:
@@ -36,7 +37,7 @@ def read_plan(name: str | Path) -> list[RunFile]:
     Its `name` is the adapter's, and names its folder in the plan's `out`. Raises `LuthierError` for two of one name,
     for a table without one, and for what `read_run_file` refuses.
     """
-    path = Path(name).expanduser()
+    path = path_of(name)
     values = filled(values_in(path)[0], path)
     if ADAPTERS not in values:
         raise LuthierError(

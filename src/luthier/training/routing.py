@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from luthier.core.adapters.tuner import TunerLayer
 from luthier.core.contracts.objective import TASKS
 from luthier.core.contracts.router import Route, Routed, RoutedBatch
 from luthier.core.guard import guarded, written
-from luthier.core.records import replace_text
+from luthier.core.records import append_text, replace_text
 from luthier.training.checkpoint import go_on
 
 FILE, PLOT = "routing.csv", "routing.png"
@@ -163,9 +164,9 @@ class RoutingTable(TrainerCallback):
         if not rows or not main:
             return
         with written(str(path), partial(go_on, self.folder)):
-            new = not path.is_file()
-            with open(path, "a", encoding="utf-8", newline="") as file:
-                csv.writer(file).writerows([*([COLUMNS] if new else []), *rows])
+            text = io.StringIO()
+            csv.writer(text).writerows([*([] if path.is_file() else [COLUMNS]), *rows])
+            append_text(path, text.getvalue())
 
 
 @dataclass(frozen=True)

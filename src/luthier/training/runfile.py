@@ -23,6 +23,7 @@ import itertools
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from luthier.core.errors import LuthierError, near
 from luthier.core.files import located
 from luthier.core.guard import guarded
 from luthier.core.guard import written as saved
+from luthier.core.paths import path_of
 from luthier.core.records import read_json, replace_text
 from luthier.core.toml import tomllib
 from luthier.methods.choices import CHOICES, COMPONENTS, made, written
@@ -97,7 +99,7 @@ def is_run_file(name: str) -> bool:
 
 def read_run_file(name: str | Path) -> RunFile:
     """The run file; raises `LuthierError` for unknown keys, other types, variables that are not set and the like."""
-    path = Path(name).expanduser()
+    path = path_of(name)
     values, record = values_in(path)
     if ADAPTERS in values:
         raise LuthierError(
@@ -164,11 +166,15 @@ def _refuse_endless(value: Any, count: Iterator[int], depth: int = 0) -> None:
 
 
 def _loader() -> Any:
-    """PyYAML's safe loader, for which 1e-4 is a number too, as YAML 1.2 has it."""
+    """PyYAML's safe loader, for which 1e-4 is a number too, and a key that stands twice is none, as YAML 1.2 has it."""
     import yaml
 
     class Loader(yaml.SafeLoader):
-        pass
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
+            if twice := next((key for key, count in keys.items() if count > 1), None):
+                raise ValueError(f"the key {twice!r} stands twice in one table (line {node.start_mark.line + 1})")
+            return super().construct_mapping(node, deep)
 
     Loader.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), [*"-+0123456789"]
@@ -287,7 +293,7 @@ def _stated(value: Any) -> Any:
 
 def save_run_file(run: Run, name: str | Path) -> None:
     """Writes the file that repeats a run. A file that says anything else is not replaced."""
-    path = Path(name).expanduser()
+    path = path_of(name)
     if not is_run_file(path.name):
         raise LuthierError(f"{path} is to be a run file; end its name with {', '.join(SUFFIXES)}.")
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text_of(run, path.suffix):

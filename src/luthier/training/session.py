@@ -246,7 +246,7 @@ class Session:
         losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
         held = [(line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line]
         evals = [loss for step, loss in held if not chosen or step == chosen["step"]]
-        seconds = lines[-1]["seconds"] if lines else 0.0
+        seconds = metrics.seconds(lines)
         text = card(run, prepared, plan, lines, record)
         if is_main():
             with written(str(run.folder), partial(go_on, run.folder)):

@@ -16,6 +16,7 @@ from luthier.core.contracts.update import Update
 from luthier.core.device import AUTO, device_of, usual_precision
 from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded
+from luthier.core.paths import path_of
 from luthier.data.columns import mapping
 from luthier.methods.choices import Choices
 from luthier.training.schedule import check_schedule
@@ -300,7 +301,7 @@ class Run(Choices, Basis):
     @property
     def folder(self) -> Path:
         """The run folder as a path."""
-        return Path(self.out).expanduser()
+        return path_of(self.out)
 
     @property
     def lr(self) -> float:

@@ -15,6 +15,8 @@ import torch
 
 import luthier as lt
 import luthier.kernels.lora as kernel
+from luthier.core.adapters.control import RowAssignment
+from luthier.core.adapters.pass_ import Pass
 from luthier.core.contracts.kernel import on, reference_implementation
 from luthier.core.first_import import NOISY, quiet_imports
 from support.architectures import ARCHITECTURES
@@ -225,11 +227,14 @@ def test_a_copy_settles_its_own_steps():
     lt.use(model, "default")
     with torch.no_grad():
         expected = model(**inputs).logits
-        with lt.rows(model, ["default", "second"]):
-            model(**inputs)
-            container = model.model.layers[0].self_attn.q_proj.adapters
-            assert container.decode_plan is not None and container.stacked is not None
-            counterpart = copy.deepcopy(model)
+        assigned = RowAssignment(model)
+        assigned.set(["default", "second"])
+        model(**inputs)
+        container = model.model.layers[0].self_attn.q_proj.adapters
+        assert container.decode_plan is not None and container.stacked is not None
+        counterpart = copy.deepcopy(model)
+        assigned.release()
+        lt.use(model, "default")
     other = counterpart.model.layers[0].self_attn.q_proj.adapters
     assert other.decode_plan is None and other.stacked is None
     assert set(vars(other)) == set(vars(container)) and other.path == container.path
@@ -238,18 +243,24 @@ def test_a_copy_settles_its_own_steps():
         assert torch.equal(model(**inputs).logits, expected)
 
 
-def test_a_copy_is_under_no_pass_and_keeps_its_contexts():
+def test_a_copy_is_under_no_pass():
     model = build(lt.LoReFT(rank=2, positions="f2+l2"))
-    with lt.prompt(model, 3):
-        model(**ARCHITECTURES["llama"].inputs(batch=2))
-        current = model.adapters.current
-        counterpart = copy.deepcopy(model).adapters.current
-    assert (
-        current.calls
-        and not counterpart.calls
-        and counterpart.prefetched is counterpart.shared_input is counterpart.derived is None
-    )
-    assert set(vars(counterpart)) == set(vars(current)) and counterpart.prompt.end == 3
+    model(**ARCHITECTURES["llama"].inputs(batch=2))
+    current, counterpart = model.adapters.current, copy.deepcopy(model).adapters.current
+    assert current.calls and vars(counterpart) == vars(Pass())
+
+
+@pytest.mark.parametrize("way", ROUNDS)
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_no_copy_is_made_within_a_context_that_it_would_stay_in(context, way):
+    """A copy of a model in `lt.disabled` was disabled for good, one in `lt.prompt` had prompts end there for good."""
+    model = build(lt.LoRA(rank=2)).eval()
+    inputs = ARCHITECTURES["llama"].inputs(batch=2)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        with CONTEXTS[context](model), pytest.raises(lt.LuthierError, match=f"in {context}, .* before or behind"):
+            ROUNDS[way](model)
+        assert torch.equal(ROUNDS[way](model)(**inputs).logits, expected)
 
 
 def test_remarks_are_held_back_while_any_thread_is_inside_and_then_put_back():

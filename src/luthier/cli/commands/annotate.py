@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.commands.serve import api_key, need_extra
 from luthier.cli.output import console, say, say_json, tell, tell_unread
 from luthier.cli.parse import Fitted, Flags, Given, option
 from luthier.core.errors import LuthierError
+from luthier.core.paths import path_of
 
 if TYPE_CHECKING:
     from luthier.data.annotate import Annotation
@@ -28,9 +28,9 @@ SKIP, STOP = "-", "."
 class Annotate(Fitted):
     """Label rows by hand, those first that a selection asks for.
 
-    Shows one row after another and reads its label from the terminal (or a pipe): - skips a row, . stops. Every label
-    is in --out before the next row is chosen; the same command goes on where it was stopped. Then
-    `luthier train MODEL labels.jsonl`.
+    Shows one row after another and reads its label from the terminal (or a pipe): - skips a row, . stops. What is not a
+    label is asked again, and ends a pipe. Every label is in --out before the next row is chosen; the same command goes
+    on where it was stopped. Then `luthier train MODEL labels.jsonl`.
     """
 
     group: ClassVar[str] = "Data"
@@ -116,7 +116,7 @@ class Annotate(Fitted):
                 else "reads no model; leave it out"
             )
             raise LuthierError(f"{by.name()} as it is set up here {what}.")
-        out = Path(self.out).expanduser()
+        out = path_of(self.out)
         if not out.parent.is_dir():
             raise LuthierError(f"there is no folder {out.parent} to write to; choose another --out.")
         examples = data.load(
@@ -154,6 +154,8 @@ class Annotate(Fitted):
             try:
                 session.label(place, said)
             except LuthierError as error:
+                if not sys.stdin.isatty():  # the next line is of the next row
+                    raise LuthierError(f"row {row} has no label, and nothing behind it was read: {error}") from None
                 screen.print(str(error), markup=False, highlight=False)
                 continue
             return said

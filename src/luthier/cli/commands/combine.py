@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import say, table
 from luthier.cli.parse import Flags, Given, Rewriting, Telling
 from luthier.core.errors import LuthierError
+from luthier.core.paths import path_of
 
 if TYPE_CHECKING:
     from luthier.combining.tally import Combined
@@ -112,7 +112,7 @@ class Combine(Telling, Rewriting):
 
         specs = [read_adapter(each)[1] for each in self.inputs if adapter_at(each)]
         for each in self.inputs:
-            if not adapter_at(each) and not (Path(each).expanduser() / "config.json").is_file():
+            if not adapter_at(each) and not (path_of(each) / "config.json").is_file():
                 read_adapter(each)  # tells what is near
         return specs[0] if specs else None
 

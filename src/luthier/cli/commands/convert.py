@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from luthier.cli.output import say
 from luthier.cli.parse import Flags, Given, Rewriting, Telling, option
+from luthier.core.paths import path_of
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Convert(Telling, Rewriting):
         from luthier.interop.convert import convert
         from luthier.models import with_chat
 
-        to, folder = writer(self.to, given), Path(self.folder).expanduser()
+        to, folder = writer(self.to, given), path_of(self.folder)
         own = self.format is None and adapter_at(folder) is not None
         if own:
             refuse_others(folder, "Luthier's own", given)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from luthier.cli.output import say, say_json, table, tell, tell_unread
 from luthier.cli.parse import Fitted, Given
 from luthier.core.errors import LuthierError
+from luthier.core.paths import path_of
 
 if TYPE_CHECKING:
     from luthier.data import Examples
@@ -225,7 +226,7 @@ class Evaluate(Fitted):
         if not found.confusion:
             raise LuthierError("--confusion shows classes, and these rows have none; leave it out.")
         with written(str(self.confusion), "Choose another file."):
-            draw(found.confusion, self.confusion.expanduser(), f"{self.model}: {self.data}")
+            draw(found.confusion, path_of(self.confusion), f"{self.model}: {self.data}")
 
     def _examples(self, source: str) -> Examples:
         """The rows, for the task that was asked for, else for what the adapter was fitted for or the model is."""
@@ -301,7 +302,7 @@ def write(path: Path, report: dict[str, Any]) -> None:
     from luthier.core.records import replace_text
 
     with written(str(path), "Choose another file."):
-        path, text = path.expanduser(), json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n"
+        path, text = path_of(path), json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n"
         if path.exists() and not path.is_file():
             path.write_text(text, encoding="utf-8")
         else:

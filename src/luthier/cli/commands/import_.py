@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import say
 from luthier.cli.parse import Flags, Given, Reading, Telling
+from luthier.core.paths import path_of
 
 if TYPE_CHECKING:
     from luthier.models import Loaded
@@ -54,7 +55,7 @@ class Import(Telling, Reading):
         from luthier.interop.import_adapter import import_adapter
         from luthier.models import WRITTEN
 
-        source = reader(folder := Path(self.folder).expanduser(), self.format, given)
+        source = reader(folder := path_of(self.folder), self.format, given)
         out = must_be_free(self.out)
         labels = self.labels.split(",") if self.labels else None
         base = base_of(self.model, None, task=self.task or source.task(folder), labels=labels)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from luthier.cli.output import say
 from luthier.cli.parse import Given, Rewriting, Telling
 from luthier.core.errors import LuthierError
+from luthier.core.paths import path_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Merge(Telling, Rewriting):
 
         folder, spec = read_adapter(self.adapter)
         out = must_be_free(self.out)
-        for source in (Path(self.model).expanduser(), folder):
+        for source in (path_of(self.model), folder):
             if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
                 raise LuthierError(f"{out} lies in {source}, which merging leaves as it is; name another folder.")
         base = with_chat(base_of(self.model, spec, dtype=self.dtype), spec, folder)
@@ -64,7 +65,7 @@ class Merge(Telling, Rewriting):
         say(f"{out} holds the merged {kind.__name__}.")
         say(f"Largest change of an output between the adapted and the merged model: {change:.2g} (of {largest:.3g}).")
         said = ["--task", task] if task == "reward" else []  # which neither pairs nor a class of one output tell
-        scored = None if task in WRITTEN else _scored(out, Path(self.adapter).expanduser())
+        scored = None if task in WRITTEN else _scored(out, path_of(self.adapter))
         say(" ".join([scored or next_step(str(out), None, None), *said]))
         return {
             "out": str(out),

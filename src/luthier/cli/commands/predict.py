@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from luthier.cli.output import console, say, table, tell
 from luthier.cli.parse import Fitted, Given, Telling
 from luthier.core.errors import LuthierError
+from luthier.core.paths import path_of
 
 if TYPE_CHECKING:
     from luthier.evaluating.drawn import Drawn
@@ -157,7 +158,7 @@ class Predict(Telling, Fitted):
 
         if self.out.suffix not in FILES:
             raise LuthierError(f"--out is {self.out}; expected a file that ends in {', '.join(FILES)}.")
-        if self.out.expanduser().exists() and not self.overwrite:
+        if path_of(self.out).exists() and not self.overwrite:
             raise LuthierError(f"{self.out} exists; replace it (--overwrite), or choose another file (--out).")
 
     @contextmanager

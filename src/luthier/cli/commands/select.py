@@ -13,6 +13,7 @@ from luthier.cli.output import console, say, say_json, tell_unread
 from luthier.cli.parse import Flags, Given, Loading, option
 from luthier.core.errors import LuthierError
 from luthier.core.files import real_file
+from luthier.core.paths import path_of
 
 if TYPE_CHECKING:
     from luthier.core.contracts.selection import Pool, Selection
@@ -95,7 +96,7 @@ class Select(Loading):
             raise LuthierError("--pool is where shots come from, and --rows takes rows of DATA; leave --pool out.")
         if self.shots is not None and self.target is not None:
             raise LuthierError("--target is what --rows chooses for; --shots are found for each row of DATA itself.")
-        out = Path(self.out).expanduser()
+        out = path_of(self.out)
         for path in (out, out.with_suffix(".png")) if self.shots is None else (out,):
             if path.exists() and not self.overwrite:
                 raise LuthierError(f"{path} is there already; choose another --out, or --overwrite it.")

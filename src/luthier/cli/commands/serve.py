@@ -13,6 +13,7 @@ from luthier.cli.commands.generate import arguments_of
 from luthier.cli.output import say, tell
 from luthier.cli.parse import Fitted, Given
 from luthier.core.errors import LuthierError, near
+from luthier.core.paths import path_of
 
 if TYPE_CHECKING:
     from luthier.serving.http.guard import Guard
@@ -103,7 +104,7 @@ class Serve(Fitted):
             value = getattr(self, what)
             if value is not None and not value >= least:
                 raise LuthierError(f"--{what.replace('_', '-')} is {value}; expected {least} or more.")
-        if self.adapters_folder is not None and not self.adapters_folder.expanduser().is_dir():
+        if self.adapters_folder is not None and not path_of(self.adapters_folder).is_dir():
             raise LuthierError(f"--adapters-folder: there is no folder {self.adapters_folder}.")
         key = self.key()
         self.refuse_unused(key)
@@ -247,8 +248,8 @@ def named(adapters: Iterable[str]) -> dict[str, Path]:
 
 def model_name(model: str) -> str:
     """Returns what clients call the base: its name as given, or that of its folder or file."""
-    path = Path(model).expanduser()
-    return path.resolve().name if path.exists() else model
+    path = os.path.expanduser(model)
+    return os.path.basename(os.path.realpath(path)) if os.path.exists(path) else model
 
 
 def need_extra() -> None:

@@ -10,6 +10,7 @@ from luthier.cli.commands.serve import api_key, need_extra
 from luthier.cli.output import say, tell
 from luthier.cli.parse import Command, Given
 from luthier.core.errors import LuthierError
+from luthier.core.paths import path_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Studio(Command):
         from luthier.serving.studio import app
         from luthier.serving.studio.shelf import Shelf
 
-        folders = tuple(each.expanduser().resolve() for each in self.folders or (Path("."),))
+        folders = tuple(path_of(each).resolve() for each in self.folders or (Path("."),))
         for folder in folders:
             if not folder.is_dir():
                 raise LuthierError(f"there is no folder {folder}; name folders with data and models.")
@@ -65,7 +66,7 @@ class Studio(Command):
         key, local = api_key(self.api_key), self.host in LOOPBACK
         if not local and key is None:
             raise LuthierError(f"everyone who reaches {self.host} could start commands; give a key (--api-key).")
-        runs = self.runs.expanduser().resolve()
+        runs = path_of(self.runs).resolve()
         runs.mkdir(parents=True, exist_ok=True)
         with bind(self.host, self.port) as bound:
             hosts = (*LOOPBACK, *self.allowed_host) if local or self.allowed_host else ()

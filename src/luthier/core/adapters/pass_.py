@@ -78,21 +78,6 @@ class Pass:
     prefetched: PrefetchedOutputs | None = None
     """The prefetched outputs of the layers that are called next."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Returns what a copy is made from: the contexts that are set, without the pass that is running."""
-        idle = {
-            "calls": {},
-            "running": {},
-            "inside": {},
-            "aside": {},
-            "seen": None,
-            "derived": None,
-            "reached": None,
-            "shared_input": None,
-            "returned": [],
-        }
-        return {**vars(self), **idle, "prefetched": None, "only": None, "shares": {}, "draws": {}}
-
     def prompt_of(self, owner: str, decoder: str | None) -> Prompt:
         """Returns the prompt of a stack; a decoder's, behind an encoder, is its start token by default."""
         if decoder is None:
@@ -253,12 +238,17 @@ class Passes:
             self.holder, self.who = outer
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy is made of, which nobody holds."""
-        return {"decoder": self.decoder, "now": self.own.now}
+        """What a copy is made of, which is under no pass. Raises within a context, which would never end for a copy."""
+        if self.holder is not None:
+            raise LuthierError(
+                f"this model is in {self.who}, in which a copy of it would stay for good; copy, pickle or save it "
+                "before or behind that context."
+            )
+        return {"decoder": self.decoder}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()
-        self.decoder, self.own.now = state["decoder"], state["now"]
+        self.decoder = state["decoder"]
 
 
 _TAKING = threading.Lock()

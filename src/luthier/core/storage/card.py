@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from luthier.core.contracts.component import find
@@ -81,7 +81,9 @@ def licence_entries(licence: str | None) -> dict[str, str]:
 
 def is_hub_id(name: str) -> bool:
     """Whether a name is an owner's and a model's, and no folder here."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name, re.ASCII)) and not Path(name).expanduser().exists()
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name, re.ASCII)) and not os.path.exists(
+        os.path.expanduser(name)
+    )
 
 
 def usage(base: str, task: str | None = None, labels: Sequence[str] | None = None) -> str:

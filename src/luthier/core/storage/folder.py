@@ -9,15 +9,13 @@ from pathlib import Path
 
 from luthier.core.errors import LuthierError, near
 from luthier.core.files import steady
-from luthier.core.guard import guarded
+from luthier.core.paths import path_of
 from luthier.core.storage.format import SPEC, Spec, read
 
 
 def adapter_at(path: str | Path) -> Path | None:
     """Returns the folder with `adapter.json`, which is `path` or its `adapter`; None where neither has one."""
-    folder = Path(path).expanduser()
-    with guarded(f"no adapter folder {str(path)[:80]}"):  # of names that no file system takes
-        folder.exists()
+    folder = path_of(path, "no adapter folder")
     return next((each for each in (folder, folder / "adapter") if holds_adapter(each)), None)
 
 
@@ -31,7 +29,7 @@ def adapter_folder(path: str | Path) -> Path:
     """Returns `adapter_at`; raises `LuthierError` when there is none."""
     if found := adapter_at(path):
         return found
-    folder = Path(path).expanduser()
+    folder = path_of(path)
     if not folder.is_dir():
         there = folder.parent.glob(f"*/{SPEC}"), folder.parent.glob(f"*/adapter/{SPEC}")
         beside = {file.relative_to(folder.parent).parts[0] for each in there for file in each}

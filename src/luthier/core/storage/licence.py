@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 LONGEST = 256
@@ -19,8 +20,8 @@ def stated_licence(name: str) -> str | None:
 
 
 def _file(name: str, file: str) -> Path | None:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(name))
+    if os.path.isdir(folder):
         return folder / file if (folder / file).is_file() else None
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

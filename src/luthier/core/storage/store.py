@@ -27,6 +27,7 @@ from luthier.core.contracts.site import Site, Sites
 from luthier.core.errors import LuthierError
 from luthier.core.files import AS_IT_WAS, all_steady, committed, free_folder, sha256, steady
 from luthier.core.guard import written
+from luthier.core.paths import path_of
 from luthier.core.records import write_json
 from luthier.core.sites.fresh import fresh_modules
 from luthier.core.sites.select import select
@@ -66,7 +67,7 @@ def save(
 
     Raises `LuthierError` if the folder holds something that is not an adapter, or cannot be written.
     """
-    folder, state, model = Path(folder).expanduser(), state_of(model), unwrapped(model)
+    folder, state, model = path_of(folder), state_of(model), unwrapped(model)
     names = adapter_names(state)
     if state.merged:
         raise LuthierError("adapters are merged into the weights; unmerge before saving one.")
@@ -191,7 +192,7 @@ def load(
     misshaped tensors, NaN) and for another base than the adapter was fitted on; `force` loads onto it and warns.
     The model is then as it was. Memory and time are bounded by the sizes of the files and of the base.
     """
-    folder = Path(folder).expanduser()
+    folder = path_of(folder)
     if holds_adapter(folder):
         _load_one(adaptable(model), folder, name, force, check)
         return model

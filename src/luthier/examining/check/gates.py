@@ -19,7 +19,9 @@ from typing import Any
 from luthier.core.contracts.component import find
 from luthier.core.contracts.gate import Gate
 from luthier.core.errors import LuthierError
+from luthier.core.files import located
 from luthier.core.guard import guarded
+from luthier.core.paths import path_of
 from luthier.core.toml import tomllib
 
 Named = dict[str, Gate]
@@ -28,7 +30,7 @@ Named = dict[str, Gate]
 
 def read_gates(path: str | Path) -> Named:
     """Returns the gates of a TOML file; raises `LuthierError` for unknown names and settings, with near ones."""
-    file = Path(path).expanduser()
+    file = path_of(path)
     if not file.is_file():
         raise LuthierError(f"no file of gates {file}; expected TOML with a [[gate]] table for each check.")
     with guarded(f"{file} is not TOML"):
@@ -47,8 +49,8 @@ def _gate(values: dict[str, Any], file: Path, number: int) -> tuple[str | None, 
     if not isinstance(by, str) or not isinstance(name, str | None):
         raise LuthierError(f'{file}: gate {number} needs by = "…", a name of `luthier list gates`.')
     source = settings.get("data")
-    if isinstance(source, str) and (beside := file.parent / source).exists():
-        settings["data"] = str(beside)
+    if isinstance(source, str):
+        settings["data"] = located(source, file.parent)
     try:
         gate = find("gates", by, Gate).from_dict(settings)
     except LuthierError as error:

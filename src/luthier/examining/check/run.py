@@ -15,6 +15,7 @@ from luthier.core.contracts.gate import Gate
 from luthier.core.errors import LuthierError
 from luthier.core.families import ticked
 from luthier.core.files import committed, free_folder
+from luthier.core.paths import path_of
 from luthier.core.records import write_json
 from luthier.core.version import __version__
 from luthier.examining.check.gates import Named, checked, read_gates
@@ -108,7 +109,7 @@ def check(
     if out is not None:
         free(out)
     means = Means(base, processor, task, batch, max_length, limit, seed)
-    subject = subject_of(means, Path(target).expanduser(), force=force)
+    subject = subject_of(means, path_of(target), force=force)
     console, verdicts = Console(stderr=True, quiet=not progress), []
     for name, gate in wanted.items():
         start = time.monotonic()

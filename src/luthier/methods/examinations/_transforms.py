@@ -12,7 +12,9 @@ from typing import Any
 
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
+from luthier.core.paths import path_of
 from luthier.core.user_function import names_in
+from luthier.data.json_text import loads
 
 Text = Callable[[str], str]
 WORD = re.compile(r"\w+")
@@ -71,7 +73,7 @@ NAMED: Mapping[str, Transform] = {
 def transform_of(name: str) -> Transform:
     """Returns a transform: a name of `NAMED`, a table of words (.csv, .tsv, .json) or a .py file that defines
     `transform(text)` and `inverse(text)`. Raises `LuthierError` for what is none, and for tables without an inverse."""
-    file = Path(name).expanduser()
+    file = path_of(name)
     if name in NAMED:
         return NAMED[name]
     if file.suffix not in (".py", ".csv", ".tsv", ".json"):
@@ -108,7 +110,7 @@ def _table(file: Path) -> Transform:
     with guarded(f"{file} is not a table of words"):
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix == ".json":
-            found = json.loads(text).items()
+            found = loads(text).items()
         else:
             lines = csv.reader(text.splitlines(), delimiter="\t" if file.suffix == ".tsv" else ",")
             found = [(of, to) for of, to in lines]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +14,7 @@ from luthier.core.contracts.examination import Examination, Pair, Report
 from luthier.core.contracts.example import Example, Examples
 from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded
+from luthier.core.paths import path_of
 from luthier.methods.examinations._asked import Asked, asked, contained, interval, shown
 
 CELLS = ("base, closed", "base, retrieved", "fine-tuned, closed", "fine-tuned, retrieved")
@@ -137,7 +137,7 @@ def passages_in(source: str) -> list[str]:
     """Returns the passages of a file: a column of its rows, or the paragraphs of a text file."""
     from luthier import data
 
-    file = Path(source).expanduser()
+    file = path_of(source)
     if file.suffix in (".txt", ".md"):
         with guarded(f"{file} cannot be read"):
             text = file.read_text(encoding="utf-8-sig")

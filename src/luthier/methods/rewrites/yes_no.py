@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from luthier.core.contracts.rewrite import Made, Rewrite
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
+from luthier.core.paths import path_of
 from luthier.core.toml import tomllib
 
 YES, NO = "yes", "no"
@@ -89,7 +89,7 @@ class YesNo(Rewrite):
 def described(path: str) -> tuple[str, dict[str, list[str]]]:
     """(the group, the questions of each class) of a file of descriptions; raises for one that is not one."""
     with guarded(f"{path} cannot be read as descriptions of classes"):
-        found: dict[str, Any] = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        found: dict[str, Any] = tomllib.loads(path_of(path).read_text(encoding="utf-8"))
     for key in found:
         if key not in ("group", "labels"):
             raise LuthierError(f"{path} has {key!r}{near(key, ('group', 'labels'))} It may hold group and [labels].")

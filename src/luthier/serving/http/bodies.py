@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from fastapi import Request as Call
 from pydantic import BaseModel, ValidationError
 
+from luthier.data.json_text import once
 from luthier.serving.http.claims import client_of, lane
 from luthier.serving.http.refusal import Refusal, invalid
 
@@ -40,15 +41,22 @@ async def asked(call: Call, kind: type[B]) -> B:
         return await asyncio.get_running_loop().run_in_executor(ASIDE, parsed, raw, kind, Counting)
 
 
+class Once(json.JSONDecoder):
+    """Refuses an object in which a key stands twice, of which the last would be taken unsaid."""
+
+    def __init__(self) -> None:
+        super().__init__(object_pairs_hook=once)
+
+
 class Counting(json.JSONDecoder):
-    """Reads JSON value by value in Python, so that other threads get their turns, and no more than `MOST_VALUES`.
+    """Reads as `Once`, but value by value in Python, so that other threads get their turns, and at most `MOST_VALUES`.
 
     json's own decoder reads a megabyte of small values in one call of up to half a second, in which no other thread
     runs. The parts that it is made of are there in Python as well.
     """
 
     def __init__(self) -> None:
-        super().__init__(parse_int=self._counted(int), parse_float=self._counted(float))
+        super().__init__(parse_int=self._counted(int), parse_float=self._counted(float), object_pairs_hook=once)
         self.left = MOST_VALUES
         self.parse_object = self._counted(self.parse_object, HEAVY)
         self.parse_array = self._counted(self.parse_array, HEAVY)
@@ -65,7 +73,7 @@ class Counting(json.JSONDecoder):
         return counted
 
 
-def parsed(raw: bytes, kind: type[B], decoder: type[json.JSONDecoder] = json.JSONDecoder) -> B:
+def parsed(raw: bytes, kind: type[B], decoder: type[json.JSONDecoder] = Once) -> B:
     """Returns a body of a kind, read by `decoder` where it holds many values; raises `Refusal`."""
     given = fields_of(raw, decoder)
     try:
@@ -74,11 +82,11 @@ def parsed(raw: bytes, kind: type[B], decoder: type[json.JSONDecoder] = json.JSO
         raise invalid(error.errors(include_url=False, include_input=False)[0]) from None
 
 
-def fields_of(raw: bytes, decoder: type[json.JSONDecoder] = json.JSONDecoder) -> dict[str, Any]:
+def fields_of(raw: bytes, decoder: type[json.JSONDecoder] = Once) -> dict[str, Any]:
     """Returns the JSON object that a body is, whatever its fields are; raises `Refusal`."""
     few = sum(map(raw.count, (b",", b"[", b"{"))) <= FEW
     try:
-        given = json.loads(raw, cls=json.JSONDecoder if few else decoder)
+        given = json.loads(raw, cls=Once if few else decoder)
     except json.JSONDecodeError as error:
         raise Refusal(
             400, f"the body is not JSON: {error.msg}, at character {error.pos}.", code="json_invalid"

@@ -13,6 +13,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.core.guard import reason
+from luthier.core.paths import path_of
 from luthier.core.records import append_text
 from luthier.serving.http.answers import Shape
 
@@ -31,7 +32,7 @@ def refuse_unwritable(file: Path) -> None:
 
 
 def _opened(file: Path) -> int:
-    return os.open(file.expanduser(), os.O_WRONLY | os.O_APPEND | os.O_CREAT, OWNER_ALONE)
+    return os.open(path_of(file), os.O_WRONLY | os.O_APPEND | os.O_CREAT, OWNER_ALONE)
 
 
 class AnswerLog:
@@ -73,7 +74,7 @@ class AnswerLog:
     def _append(self, text: str) -> None:
         try:
             with self._lock:
-                append_text(self.file.expanduser(), text, OWNER_ALONE)
+                append_text(path_of(self.file), text, OWNER_ALONE)
             self._failed = False
         except OSError as error:
             if not self._failed:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.adapters.attach import NAME
 from luthier.core.contracts.router import adapter_and_task
 from luthier.core.errors import LuthierError, near
+from luthier.core.paths import path_of
 from luthier.core.storage.folder import adapter_at
 from luthier.core.storage.format import read
 from luthier.data import calls
@@ -72,7 +73,7 @@ class Service:
         self.claims = Claims(engine.places, per_client)
         self.engine, self.base = engine, base
         self.tokenizer = seeing_as(copy.deepcopy(tokenizer), tokenizer)  # the engine's thread uses the other one
-        self.folder = None if adapters_folder is None else Path(adapters_folder).expanduser().resolve()
+        self.folder = None if adapters_folder is None else path_of(adapters_folder).resolve()
         self.metrics = Metrics(engine)
         self.created = int(time.time())
         self.draining = False

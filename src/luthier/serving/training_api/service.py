@@ -12,6 +12,7 @@ from pathlib import Path
 
 from luthier.core.errors import LuthierError
 from luthier.core.locks import lock
+from luthier.core.paths import path_of
 from luthier.engine.engine import Engine
 from luthier.serving.http.refusal import RETRY, Refusal
 from luthier.serving.training_api import asks, names
@@ -59,7 +60,7 @@ class TrainingService:
         """`also` are further names of the base; `tokenizer` is what clients load its tokenizer by. `adapters` models in
         training are in memory at a time, and `samplers` saved ones are served; the others wait on disk. `database` is
         the URL of a Postgres database; without it, all but weights is kept in a file of the folder."""
-        self.folder = Path(folder).expanduser().resolve()
+        self.folder = path_of(folder).resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.engine, self.base, self.tenants = engine, base, tenants
         self._release = lock(self.folder, patience=0)

@@ -15,6 +15,7 @@ from torch import Tensor
 from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded
 from luthier.core.numerics.draws import draw_of
+from luthier.core.paths import path_of
 from luthier.training.in_context.spec import InContext
 
 DIGITS = "digits"
@@ -47,7 +48,7 @@ class Task:
 
 def read(spec: InContext) -> tuple[Rows, Rows]:
     """Returns (rows to learn, rows held out) of the first classes; raises for data that does not serve."""
-    x, y = _digits() if spec.data == DIGITS else _file(Path(spec.data).expanduser())
+    x, y = _digits() if spec.data == DIGITS else _file(path_of(spec.data))
     names = np.unique(y)
     if len(names) < spec.classes:
         raise LuthierError(f"{spec.data} has {len(names)} classes, and classes is {spec.classes}; ask for fewer.")

@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.guard import guarded, written
-from luthier.core.records import append_text
+from luthier.core.records import append_text, replace_text
 from luthier.training.checkpoint import go_on
 
 FILE, TABLE = "rollouts.jsonl", "rollouts.md"
+READ: dict[str, Any] = {
+    "step": int, "run": str | None, "prompt": str, "answer": str, "tokens": int, "finish": str,
+    "reward": float | int | None, "advantage": float | int | None,
+}  # fmt: skip
+"""What is read again of a line, with what it is."""
 SHOWN = 4
 """Samples of a step that the table shows."""
 WIDTH = 160
@@ -31,7 +36,16 @@ def read(folder: Path) -> list[dict[str, Any]]:
     path = folder / FILE
     with guarded(f"{path} cannot be read"):
         lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
-        return [json.loads(line) for line in lines[:-1]]
+    return [_line(path, number, text) for number, text in enumerate(lines[:-1], 1)]
+
+
+def _line(path: Path, number: int, text: str) -> dict[str, Any]:
+    with guarded(f"{path}, line {number}, is damaged"):
+        made = json.loads(text)
+        wrong = [key for key, kind in READ.items() if not isinstance(made.get(key), kind)]
+        if wrong:
+            raise ValueError(f"its {wrong[0]} is missing, or of another kind")
+        return made
 
 
 def cut(folder: Path, step: int, runs: Collection[str | None]) -> None:
@@ -39,9 +53,8 @@ def cut(folder: Path, step: int, runs: Collection[str | None]) -> None:
     if not (folder / FILE).is_file():
         return
     kept = [line for line in read(folder) if line["step"] <= step and line["run"] in runs]
-    temporary = folder / f".{FILE}"
-    temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
-    temporary.replace(folder / FILE)
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+    replace_text(folder / FILE, text.encode("utf-8", "backslashreplace").decode("utf-8"))  # as it was appended
 
 
 def table(folder: Path) -> None:

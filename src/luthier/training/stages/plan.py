@@ -33,6 +33,7 @@ from typing import Any
 from luthier.core.contracts.component import check_fields, known_fields
 from luthier.core.errors import LuthierError, near
 from luthier.core.files import located
+from luthier.core.paths import path_of
 from luthier.training.from_adapter import EARLIER, FIELD, resolved
 from luthier.training.objective import completed
 from luthier.training.runfile import FORM, RunFile, described, filled, lasting, overlaid, parsed
@@ -114,14 +115,14 @@ def read_plan(name: str | Path, out: str | Path | None = None) -> StagePlan:
 
     Raises `LuthierError` for unknown keys, stages of one name, and what only the first stage may say.
     """
-    path = Path(name).expanduser()
+    path = path_of(name)
     if not path.is_file():
         raise LuthierError(f"the plan {path} does not exist.")
     values = filled(parsed(path), path)
     stages = values.get("stage") if isinstance(values, dict) else None
     if not isinstance(stages, list) or not stages or not all(isinstance(each, dict) for each in stages):
         raise LuthierError(f'{path} has no stages; add a table [[stage]] with name = "sft" and data = "…" for each.')
-    folder = Path(str(out or values.get("out") or path.stem)).expanduser()
+    folder = path_of(str(out or values.get("out") or path.stem))
     shared = {key: value for key, value in values.items() if key not in OWN}
     made = _stages(path, folder, shared, stages)
     table = values.get("measure")

@@ -16,6 +16,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.files import claimed
 from luthier.core.guard import written
 from luthier.core.owner import owned
+from luthier.core.paths import path_of
 from luthier.core.records import recorded, replace_json
 from luthier.core.storage.folder import adapter_at, read_adapter
 from luthier.training import folder as folders
@@ -217,7 +218,7 @@ def claim(plan: StagePlan, resume: bool, overwrite: bool) -> None:
 
 def read_record(folder: str | Path) -> dict[str, Any]:
     """Returns what the folder of a plan says of it; raises `LuthierError` where there is none."""
-    path = Path(folder).expanduser() / PLAN
+    path = path_of(folder) / PLAN
     with recorded(path) as found:
         if not isinstance(found, dict) or not {"stages", "created", "versions"} <= set(found):
             raise LuthierError(f"{path} is not a plan's record, or a damaged one.")

@@ -13,6 +13,7 @@ from luthier.core.adapters.share import Stream, seeded
 from luthier.core.errors import LuthierError
 from luthier.core.files import committed, free_folder, sha256
 from luthier.core.guard import guarded
+from luthier.core.paths import path_of
 from luthier.core.records import read_json, write_json
 from luthier.core.storage import store
 from luthier.core.storage.format import SPEC
@@ -46,7 +47,7 @@ def _told(folder: Path) -> dict[str, Any]:
 
 def load_member(model: Any, before: Member | None, name: str, folder: Path, optimizer: bool, seed: int) -> Member:
     """Attaches a saved adapter in the place of `before`, once it has proved to fit."""
-    held = _state(folder.expanduser()) if optimizer else None
+    held = _state(path_of(folder)) if optimizer else None
     if before is not None:
         store.load(model, folder, TRIED)
         trained = set(member(model, TRIED, seed, Stream.now(model.device)).params)

@@ -13,6 +13,7 @@ from luthier.core.adapters.share import Stream, seeded
 from luthier.core.contracts.form import Form, Stats
 from luthier.core.contracts.init import Init
 from luthier.core.errors import LuthierError, near
+from luthier.core.paths import path_of
 from luthier.training.pack import why_not
 from luthier.training.together.kept import load_member, save_member
 from luthier.training.together.member import Member, member
@@ -126,7 +127,7 @@ class Pool:
         That is, beside it in the folder `training`: moments, number of steps, gradients that wait for a step, and the
         random stream, all bit for bit.
         """
-        return save_member(self.model, self._member(name), Path(folder).expanduser(), optimizer, self.base)
+        return save_member(self.model, self._member(name), path_of(folder), optimizer, self.base)
 
     def load(self, name: str, folder: str | Path, optimizer: bool = True, *, seed: int = 0) -> None:
         """Reads what `save` wrote, as the adapter `name`, in the place of one that has the name.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from luthier import data, models
 from luthier.core.contracts.example import Example, Examples, last_answer
 from luthier.core.errors import LuthierError
+from luthier.core.paths import path_of
 from luthier.core.storage import format as format_
 from luthier.core.storage.folder import adapter_folder
 from luthier.training import prepare
@@ -41,7 +41,7 @@ class Rows:
 
 def trained_run(spec: Unlearn) -> Run:
     """Returns the run whose adapter is to forget."""
-    folder = Path(spec.adapter).expanduser()
+    folder = path_of(spec.adapter)
     if not (folder / "run.json").is_file():
         raise LuthierError(
             f"{spec.adapter} is not a run of luthier train (run.json is not there): what an adapter was trained on "
