@@ -104,7 +104,9 @@ def train(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def generate(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Tokens a second of the engine beside transformers' `generate`, greedily, and how many answers are the same."""
     import luthier as lt
-    from luthier.evaluating.generate import Sampling, _by_batches, answers, tokenised
+    from luthier.engine.answers import _by_batches, answers
+    from luthier.engine.settings import Sampling
+    from luthier.evaluating.generate import tokenised
 
     loaded = lt.model(given.model, dtype="bfloat16", device=given.device)
     model, words = lt.attach(loaded.model, lt.LoRA(rank=8)), loaded.processor

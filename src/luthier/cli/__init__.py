@@ -66,7 +66,7 @@ def terminable() -> Iterator[None]:
     if alone or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
-    owner = os.getpid()
+    owner, coming = os.getpid(), list[threading.Timer]()
 
     def end(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -76,13 +76,14 @@ def terminable() -> Iterator[None]:
 
     def again(lost: sys.UnraisableHookArgs) -> None:
         """Of what is raised in a finaliser, or where a weak reference ends, Python lets go; the signal comes again."""
-        if not isinstance(lost.exc_value, KeyboardInterrupt):
+        if not isinstance(lost.exc_value, KeyboardInterrupt) or os.getpid() != owner:
             unheard(lost)
             return
         number = signal.SIGTERM if isinstance(lost.exc_value, Terminated) else signal.SIGINT
         if number == signal.SIGTERM:
             signal.signal(number, end)
-        threading.Timer(AGAIN, os.kill, (owner, number)).start()  # behind the end of what it met
+        coming.append(threading.Timer(AGAIN, os.kill, (owner, number)))
+        coming[-1].start()  # behind the end of what it met
 
     unheard = sys.unraisablehook
     sys.unraisablehook = again
@@ -90,6 +91,8 @@ def terminable() -> Iterator[None]:
     try:
         yield
     finally:
+        for each in coming:
+            each.cancel()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         sys.unraisablehook = unheard
 

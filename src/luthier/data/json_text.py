@@ -57,4 +57,4 @@ def _marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _reason(pairs: list[tuple[str, Any]]) -> str:
     seen: set[str] = set()
     name = next(name for name, _ in pairs if name in seen or seen.add(name))
-    return f"the key {name!r} stands twice in one object, and only one of the two could be read"
+    return f"the key {name!r:.100} stands twice in one object, and only one of the two could be read"

@@ -173,7 +173,8 @@ def load(
         _refuse_without_weights(path)
         with _told(name, path, task), quiet(bars=True):
             if (unet := unet_at(path, dtype)) is not None:
-                return Loaded(unet, None, name, path, task, [])
+                _refuse_of_unet(quantize=quantize, attn=attn, labels=labels, num_labels=num_labels)
+                return Loaded(unet.to(place), None, name, path, task, [])
     with _told(name, path, task), quiet(bars=True), trusting(trust_remote_code):
         config = config_at(path, **source)
         config = label_settings(config, task, labels, num_labels)
@@ -227,6 +228,12 @@ def processor_at(path: Path | str, task: str, config: Any = None, **source: Any)
     if task == "causal-lm":
         see(made, path, config, **source)
     return with_languages(made, path, **source) if task == SPEECH else made
+
+
+def _refuse_of_unet(**given: Any) -> None:
+    """Raises for what is only said of models of transformers."""
+    if told := next((key for key, value in given.items() if value is not None), None):
+        raise LuthierError(f"{told} is for models of transformers, and here is diffusers' UNet; leave it out.")
 
 
 def _refuse_without_weights(folder: Path) -> None:

@@ -53,6 +53,8 @@ METHOD = "wegeft"
 ADAPTERS = "adapter"
 """The tables of a plan."""
 VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
+MERGE = "tag:yaml.org,2002:merge"
+"""The tag of YAML's key `<<`, which may stand several times."""
 SOURCES = ("model", "data", "eval_data", "target", "from_adapter")
 """Fields that may name a file beside the run's."""
 FORM = ("method", "where", "form")
@@ -170,11 +172,13 @@ def _loader() -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
-            if twice := next((key for key, count in keys.items() if count > 1), None):
-                raise ValueError(f"the key {twice!r} stands twice in one table (line {node.start_mark.line + 1})")
-            return super().construct_mapping(node, deep)
+        def compose_mapping_node(self, anchor: Any) -> Any:  # here, as merged keys are added when it is constructed
+            node = super().compose_mapping_node(anchor)
+            scalars = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            keys = Counter((key.tag, key.value) for key in scalars if key.tag != MERGE)
+            if twice := next((key for (_, key), count in keys.items() if count > 1), None):
+                raise ValueError(f"the key {twice!r:.100} stands twice in one table (line {node.start_mark.line + 1})")
+            return node
 
     Loader.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), [*"-+0123456789"]

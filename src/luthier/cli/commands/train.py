@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import say
@@ -118,7 +118,7 @@ class Train(Telling, Signed):
         source = None if unscored else run.eval_data or run.data
         told = run.columns, run.skip_bad_rows, run.trust_remote_code
         say(next_step(run.model, source, result.folder, *told))
-        if source == run.data and Path(run.data).expanduser().is_file():
+        if source == run.data and os.path.isfile(os.path.expanduser(run.data)):
             say(f"It was trained on rows of {run.data}; for a score, take rows that it has not seen.")
         figures = {name.replace(" ", "_"): value for name, value in result.figures().items()}
         return {"folder": str(result.folder), "adapter": str(result.adapter), **figures}

@@ -231,7 +231,7 @@ def packed_name(name: str) -> str:
 def packed(model: nn.Module, shared: bool = False) -> Iterator[None]:
     """While the context lasts, passes of this model over padded rows compute no padding; results are the same to
     rounding. No pass keeps keys and values, unless it is given a cache. With `shared`, what is before the labels of
-    rows next to each other is computed once where it is the same; it is for causal models (`why_not_shared`)."""
+    rows next to each other is computed once where it is the same; it is for causal models (`shares_prompts`)."""
     inner = unwrapped(model)
     assert isinstance(inner, PreTrainedModel)
     configs = attention_configs(inner)

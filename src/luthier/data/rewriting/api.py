@@ -18,6 +18,8 @@ KEYS = ("LUTHIER_API_KEY", "OPENAI_API_KEY")
 """Variables of the environment that may hold the key, the first that does is sent."""
 AGAIN = (0.5, 2.0)
 """Seconds before a request is sent again that was not answered, by the attempt."""
+MOST = 300
+"""Characters of a reason that are told."""
 PASSING = (408, 409, 429)
 """Status codes after which a request is sent again, beside all from 500 on."""
 
@@ -98,7 +100,8 @@ class Server:
         return None
 
     def _note(self, error: Exception) -> None:
-        told = reason(error) + _said(error)
+        why = reason(error)  # the server's own words may differ from row to row: those of the first stand for all
+        told = next((each for each in self.why if each.startswith(why)), f"{why}{_said(error)}"[:MOST])
         self.why[told] = self.why.get(told, 0) + 1
 
 

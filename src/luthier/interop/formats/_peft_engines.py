@@ -41,6 +41,8 @@ SGLANG = (
 TGI = (*SIBLINGS[0], "o_proj", *SIBLINGS[1], "down_proj", "lm_head")
 """Names of all layers that text-generation-inference adapts."""
 MERGE = "Export it merged (--to merged)."
+TWO_STACKS = ("WhisperForConditionalGeneration",)
+"""Encoder-decoders that the engines run."""
 UNLIKE = "No other layout helps; `luthier serve` runs it."
 PLAIN = "Export it with --rank, as plain factors, or merged (--to merged)."
 BLOCK = re.compile(r"(?P<stack>.+)\.(?P<number>\d+)\.(?P<inside>[^\d]+)")
@@ -111,24 +113,30 @@ def _sglang(held: Held) -> str | None:
     if why := _plain(held) or _not_run(held) or _nothing_beside(held):
         return why
     if other := next((each for each in held.names if each.rpartition(".")[2] not in SGLANG), None):
-        return f"it adapts {', '.join(SGLANG[:9])} alone, and this changes {other}. {MERGE}"
+        return f"it adapts {', '.join(SGLANG)} alone, and this changes {other}. {MERGE}"
     if not isinstance(held.config["target_modules"], list):
         return f"it finds layers by the last word of their names, which others share. {MERGE}"
     return None
 
 
 def _tgi(held: Held) -> str | None:
-    if why := _plain(held) or _not_run(held) or _nothing_beside(held):
+    if why := _plain(held) or _part(held) or _nothing_beside(held):
         return why
     other = next((each for each in held.names if each.rpartition(".")[2] not in TGI), None)
     return f"it adapts {', '.join(TGI)} alone, and this changes {other}. {MERGE}" if other else None
 
 
+def _part(held: Held) -> str | None:
+    told = f"it runs no {held.base}. Write it for diffusers (--to diffusers, or kohya)."
+    return told if held.base in PARTS else None
+
+
 def _not_run(held: Held) -> str | None:
     config = getattr(held.model, "config", None)
-    two_stacks = getattr(config, "is_encoder_decoder", False) and held.base != "WhisperForConditionalGeneration"
-    if two_stacks or held.base in PARTS:
-        return f"it runs no {held.base}. {UNLIKE}"
+    if why := _part(held):
+        return why
+    if getattr(config, "is_encoder_decoder", False) and held.base not in TWO_STACKS:
+        return f"it runs no {held.base}. `luthier generate` and `luthier predict` do."
     return None
 
 

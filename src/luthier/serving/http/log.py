@@ -40,7 +40,7 @@ class AnswerLog:
     on."""
 
     def __init__(self, file: Path) -> None:
-        self.file = file
+        self.file = path_of(file)
         self._lock = threading.Lock()
         self._failed = False
 
@@ -74,7 +74,7 @@ class AnswerLog:
     def _append(self, text: str) -> None:
         try:
             with self._lock:
-                append_text(path_of(self.file), text, OWNER_ALONE)
+                append_text(self.file, text, OWNER_ALONE)
             self._failed = False
         except OSError as error:
             if not self._failed:
