@@ -36,12 +36,12 @@ def _differs(a: Tensor, b: Tensor) -> float:
 def _passes(name: str, device: str) -> list[Tensor]:
     """The logits of a tiny model with the form away from its start, and the gradients of what is trained."""
     torch.manual_seed(0)
-    model = lt.attach(base_of(name).build(), find("forms", name, Form)())
+    model = lt.attach(base_of(name).build().to(device), find("forms", name, Form)())
     draw = torch.Generator().manual_seed(5)
     for parameter in lt.trainable(model).values():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=draw).to(parameter.dtype)
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=draw).to(parameter)
     given = {key: value.to(device) for key, value in ARCHITECTURES["qwen2"].inputs(2, 12).items()}
-    logits = model.to(device)(**given).logits
+    logits = model(**given).logits
     logits.pow(2).sum().backward()
     slopes = [p.grad for p in lt.trainable(model).values() if p.grad is not None]
     return [each.detach().cpu() for each in (logits, *slopes)]

@@ -128,16 +128,27 @@ def _refuse(faults: list[str]) -> None:
 def method_of(study: Study, name: str) -> Method:
     """Returns a method under what the study says of it."""
     method = resolve(name, study.settings.get(name, Settings()), study.budget)
-    Training.from_dict(study.training | method.over)
+    Training.from_dict(same_anywhere(study.training | method.over))
     return method
 
 
 def _read(study: Study, name: str, folder: Path) -> Sourced:
     given = _with_task(study, study.data[name])
-    training = Training.from_dict(study.training | given.training)
+    training = Training.from_dict(same_anywhere(study.training | given.training))
     if study.tune_steps is not None:
         dataclasses.replace(training, steps=study.tune_steps)
     return sourced(name, given, training, study.seeds, folder)
+
+
+def same_anywhere(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a study's training; raises for what would be another thing on another machine, as a study
+    may be gone on with there and its rows stand side by side."""
+    if settings.get("precision") == AUTO or settings.get("device", AUTO) != AUTO:
+        raise LuthierError(
+            "a study is computed in one precision, wherever it is gone on with: name it (float32, bfloat16), and say "
+            "the device by --device or LUTHIER_DEVICE."
+        )
+    return settings
 
 
 def _with_task(study: Study, given: DataSet) -> DataSet:

@@ -57,6 +57,7 @@ PLACES = {
     "data": "Scorer load_data=load",
     "decoding": "decode Answer Member",
     "evaluating": "evaluate Evaluation generate predict Predicted",
+    "evaluating.drawn": "Drawn",
     "evaluating.front": "Front",
     "evaluating.pareto": "pareto",
     "evaluating.rewrite": "rewrite Rewritten",

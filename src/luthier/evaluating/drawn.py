@@ -63,7 +63,7 @@ class Drawn:
 def drawn_of(adapter: str | Path, model: Any, samples: int | None = None) -> Drawn | None:
     """Returns so many adapters around a saved one that is on the model, 16 unless told otherwise.
 
-    None where it is no distribution, or for 0 samples. Raises `LuthierError` for samples of an adapter that is none.
+    None where it is not a distribution, or for 0 samples. Raises `LuthierError` for samples of an adapter that is none.
     """
     if samples is not None and (samples < 0 or samples == 1):
         raise LuthierError(f"samples is {samples}; an interval takes at least 2, and 0 leaves it out.")
@@ -71,7 +71,7 @@ def drawn_of(adapter: str | Path, model: Any, samples: int | None = None) -> Dra
     spread = read_spread(folder, model, str(spec["name"]))
     if spread is None and samples:
         raise LuthierError(
-            f"{adapter} is one adapter and no distribution, so there is nothing to draw; leave samples out, or train "
-            "it as one (luthier meta --by abmll)."
+            f"{adapter} is one adapter and not a distribution, so there is nothing to draw; leave samples out, or "
+            "train it as one (luthier meta --by abmll)."
         )
     return None if spread is None or samples == 0 else Drawn(spread, samples or SAMPLES)

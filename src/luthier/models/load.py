@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from luthier.core.device import device_of
+from luthier.core.device import device_of, fast_products
 from luthier.core.errors import LuthierError, near
 from luthier.core.notebook import figures, shown
 from luthier.core.records import recorded
@@ -195,7 +195,8 @@ def load(
             trust_remote_code=trusted(),
             **source,
         )
-    settle(model, place)
+    vars(model).pop("hf_device_map", None)  # it lies on one device, and the Trainer may move it
+    fast_products(place)
     tell_adapter(path, name)
     new = _new_modules(model, report, name)
     mark_fresh(model, new)
@@ -204,17 +205,6 @@ def load(
     if quantize is not None:
         warn_of_odd_widths(model)
     return Loaded(model.eval(), processor, name, path, task, new)
-
-
-def settle(model: Any, place: Any) -> None:
-    """Has a model that was read onto an accelerator be one that lies there, and no one spread over devices, which the
-    Trainer would not move; a CUDA device computes float32 products in TF32 (10 bits of mantissa, several times as
-    fast)."""
-    import torch
-
-    vars(model).pop("hf_device_map", None)
-    if place.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 
 
 def processor_at(path: Path | str, task: str, config: Any = None, **source: Any) -> Any:

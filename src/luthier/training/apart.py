@@ -23,7 +23,7 @@ def told_of(examples: Examples) -> tuple[tuple[str, ...], ...]:
         return (("f1", "exact_match"),)
     if examples.task != EMBEDDING:
         return ()
-    negatives = (near.NEARER,) if len(examples.rows[0].texts or ()) > 2 else ()
+    negatives = (near.NEARER,) if any(len(row.texts or ()) > 2 for row in examples.rows) else ()
     return ((*near.NAMES, *negatives),)
 
 

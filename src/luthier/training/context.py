@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from luthier.core.device import on_device
+from luthier.core.device import device_of, fast_products, on_device
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import block_lists
 from luthier.kernels.backend import AUTO, OWN, cpu_backend
@@ -35,6 +35,7 @@ def training_context(run: Run, model: Any) -> Iterator[None]:
     Afterwards everything is restored, except that the model is in eval mode: parameters that an update left out in the
     last step are trainable again. Raises `LuthierError` for a model that cannot recompute.
     """
+    fast_products(device_of())
     if run.training.gradient_checkpointing:
         recompute(model, True)
     cached, model.config.use_cache = getattr(model.config, "use_cache", False), False

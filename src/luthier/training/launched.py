@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-import torch
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
+from luthier.core.device import device_of
 from luthier.core.errors import LuthierError, near
 from luthier.training.prepare import processes
 from luthier.training.spec import Run
@@ -17,7 +17,7 @@ SPREAD = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 
 def check_optimiser(name: str) -> None:
     """Raises for an optimiser that this machine would run as another one: pages are a GPU's."""
-    if name.startswith("paged") and not torch.cuda.is_available():
+    if name.startswith("paged") and device_of().type != "cuda":
         raise LuthierError(
             f"optimizer={name} keeps its states in pages between a GPU (CUDA) and the main memory, and here is none; "
             f"take {name.removeprefix('paged_')}."
@@ -46,6 +46,10 @@ def check_processes(run: Run) -> None:
         raise LuthierError(
             "shard shards the base across several processes, and here is one; start them with "
             "`torchrun --nproc-per-node=N -m luthier train …`."
+        )
+    if ":" in run.training.device and processes() > 1:
+        raise LuthierError(
+            f"device is {run.training.device}, and each of {processes()} processes takes one of its own; leave it out."
         )
     if run.training.noise_scale and processes() > 1:
         raise LuthierError(

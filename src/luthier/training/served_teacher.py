@@ -34,8 +34,9 @@ class ServedTeacher:
         found = torch.zeros(len(rows), ids.shape[1] - 1)
         with ThreadPoolExecutor(self.server.at_once) as pool:
             for row, told in enumerate(pool.map(self._told, rows)):
-                values = torch.tensor([value or 0.0 for value in told["token_logprobs"][1:]])
-                found[row, mask[row].nonzero()[:-1, 0].cpu()] = values
+                if None in (values := told["token_logprobs"][1:]):
+                    raise LuthierError(f"{self.server.url} tells some tokens no log-probability, so it cannot teach.")
+                found[row, mask[row].nonzero()[:-1, 0].cpu()] = torch.tensor(values)
         return found.to(ids.device)
 
     def _told(self, row: list[int]) -> dict[str, Any]:

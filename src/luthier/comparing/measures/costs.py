@@ -19,6 +19,7 @@ from luthier import data, models
 from luthier.comparing.fitted import Fitted
 from luthier.comparing.plan import Job
 from luthier.core.contracts.kernel import reference_implementation
+from luthier.core.device import device_of
 from luthier.core.sites.tables import token_tables
 from luthier.data.labels import labels_in_order
 from luthier.training.context import running_norms
@@ -127,7 +128,7 @@ def _step(model: Any, loss: Callable, batch: Batch, trained: Sequence[nn.Paramet
 
 def _growth(step: Callable[[], None]) -> int:
     """Bytes at the peak of `step` over those before it."""
-    if torch.cuda.is_available():
+    if device_of().type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step()
@@ -168,5 +169,5 @@ class Allocated(TorchDispatchMode):
 
 
 def _wait() -> None:
-    if torch.cuda.is_available():
+    if device_of().type == "cuda":
         torch.cuda.synchronize()

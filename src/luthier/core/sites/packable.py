@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier.core.numerics.wide import widened
+from luthier.core.sites.attention import attention_configs
 from luthier.core.sites.outputs import leading
 from luthier.core.sites.packing import packed, packing_now
 from luthier.core.sites.probe import eval_mode
@@ -63,6 +64,8 @@ def shares_prompts(model: nn.Module) -> bool:
     """Whether a model whose batches can be packed may compute the prompt of several rows once: those of a small batch
     leave every block as they do in the padded one."""
     inner: Any = unwrapped(model)
+    if any("flash" in str(config._attn_implementation) for config in attention_configs(inner)):
+        return False  # all rows at once, by their lengths
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         batch = _batch(inner)

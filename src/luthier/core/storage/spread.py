@@ -30,7 +30,7 @@ def save_spread(folder: Path, name: str, spread: Mapping[str, Tensor]) -> None:
 def read_spread(folder: Path, model: nn.Module, name: str) -> dict[str, Tensor] | None:
     """Returns the standard deviations by the names of a model that the adapter of this folder is on.
 
-    None where the adapter is no distribution. Raises `LuthierError` for a file that is damaged or another adapter's.
+    None where the adapter is not a distribution. Raises `LuthierError` for a file that is damaged or another adapter's.
     """
     if not (folder / SPREAD).exists():
         return None

@@ -36,7 +36,7 @@ class Distill(Objective):
     TRL. Logits of a batch's answers are held. A teacher on a server tells log p_T of the tokens that were sampled and
     no more: the loss is then the mean of the gap log p_S(y_t) - log p_T(y_t), an estimate of KL(p_S ‖ p_T), and its
     gradient the mean of the gap, held fixed, times ∇ log p_S(y_t), which is the divergence's on average. (Of rows held
-    out it is the mean gap of their own answers, which is no divergence.)
+    out it is the mean gap of their own answers, which is not a divergence.)
     """
 
     paper = (

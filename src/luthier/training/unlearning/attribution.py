@@ -36,7 +36,7 @@ class SparseProjection:
     def __call__(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """Projects gradients [rows, *shape] by name to [rows, k], in float64."""
         if self.plain:
-            return torch.cat([exact(gradients[key].flatten(1)) for key in self.shapes], 1)
+            return torch.cat([exact(gradients[key].flatten(1)).cpu() for key in self.shapes], 1)
         rows = len(next(iter(gradients.values())))
         found = torch.zeros(rows, self.dimension, dtype=torch.float64)
         for key in self.shapes:
@@ -91,5 +91,5 @@ def changes(jacobian: Tensor, step: Tensor) -> Tensor:
 
 def softmax_curvature(logits: Tensor) -> Tensor:
     """Returns diag(p) - p pᵀ of each row, [rows, C, C]: the second derivative of cross-entropy by the logits."""
-    p = exact(logits).softmax(-1)
+    p = exact(logits).cpu().softmax(-1)
     return torch.diag_embed(p) - p[:, :, None] * p[:, None, :]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from luthier.core.device import AUTO
 from luthier.core.errors import LuthierError
 from luthier.core.records import recorded, replace_json
 from luthier.training.run import train
@@ -53,7 +54,7 @@ def _models(spec: Unlearn, run: Run, folder: Path) -> Iterator[tuple[str, int, R
             whole = kind == "original" or (kind == "unlearned" and not spec.unlearning.retrains)
             made_by = "original" if whole else kind
             seed = run.training.seed + 1 + number + (0 if whole else place * spec.models)
-            training = dataclasses.replace(run.training, seed=seed)
+            training = dataclasses.replace(run.training, seed=seed, device=AUTO)
             out = str(folder / f"{made_by}-{number}")
             yield kind, number, dataclasses.replace(run, data=run.data if whole else spec.retain, out=out,
                                                     training=training)  # fmt: skip

@@ -44,7 +44,7 @@ def predicted(
         for batch in _batches(collate, rows):
             moved = changes(jacobian(loaded.model, batch, project, trust), step)
             most = max(most, float(moved.abs().max()))
-            parts.append(logits_of(loaded, batch).double().cpu() + moved)
+            parts.append(logits_of(loaded, batch).cpu().double() + moved)
         found[name] = torch.cat(parts)
     return found, most
 

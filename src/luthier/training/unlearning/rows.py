@@ -78,7 +78,15 @@ def read_rows(spec: Unlearn, run: Run) -> Rows:
 
 
 def learned(run: Run) -> Examples:
-    """Returns the rows that a run was trained on: those within its limit, without what it held out."""
+    """Returns the rows that a run was trained on: those within its limit, without what it held out.
+
+    Raises `LuthierError` for a run whose rows a selection chose.
+    """
+    if run.select is not None:
+        raise LuthierError(
+            f"the rows of this run were chosen by {run.select.name()}, and its record does not say which; train on a "
+            "file of the chosen rows (luthier select … --out), and unlearn from that."
+        )
     rows = prepare.read_rows(run, run.limit)
     return rows if run.eval_data is not None else prepare.divide(run, rows)[0]
 

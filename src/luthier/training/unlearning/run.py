@@ -18,6 +18,7 @@ from torch.func import functional_call
 from luthier import models
 from luthier.core.adapters.control import trainable
 from luthier.core.contracts.unlearning import Outputs
+from luthier.core.device import AUTO
 from luthier.core.files import claimed
 from luthier.core.owner import owned
 from luthier.core.records import recorded, replace_json
@@ -183,8 +184,9 @@ def _outputs(loaded: Loaded, rows: Rows, own: Features, places: Sequence[int], f
 
 
 def _retrained(spec: Unlearn, run: Run, folder: Path, resume: bool, progress: bool) -> Loaded:
-    """The oracle: the run again, on the retained rows."""
-    again = dataclasses.replace(run, data=spec.retain, out=str(folder / RETRAINED))
+    """The oracle: the run again, on all of the retained rows, where this command is to compute it."""
+    training = dataclasses.replace(run.training, eval_fraction=0.0, device=AUTO)
+    again = dataclasses.replace(run, data=spec.retain, limit=None, training=training, out=str(folder / RETRAINED))
     done = train(again, resume=resume and (folder / RETRAINED / "run.json").is_file(), progress=progress)
     return Loaded(done.model, done.processor, run.model, "", "", [])
 
