@@ -173,6 +173,7 @@ from luthier.evaluating import Predicted as Predicted
 from luthier.evaluating import evaluate as evaluate
 from luthier.evaluating import generate as generate
 from luthier.evaluating import predict as predict
+from luthier.evaluating.drawn import Drawn as Drawn
 from luthier.evaluating.front import Front as Front
 from luthier.evaluating.generate import Messages as Messages
 from luthier.evaluating.pareto import pareto as pareto

@@ -18,6 +18,7 @@ from luthier.comparing.study import DataSet, Settings, Study
 from luthier.core.adapters.count import count
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.ranks import Ranks
+from luthier.core.device import AUTO
 from luthier.core.errors import LuthierError
 from luthier.core.sites.select import select
 from luthier.measuring.allocation import resolve_targets
