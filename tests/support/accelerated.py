@@ -20,6 +20,16 @@ from luthier.core.contracts.form import Form
 from luthier.core.device import on_device
 from support import accelerator, command_cases
 from support.architectures import ARCHITECTURES, base_of
+from support.tiny import sums, write_rows
+
+SHORT = "--rank 2 --steps 2 --batch 2 --eval-fraction 0"
+MORE = (
+    f"train {{model}} {{labelled.jsonl}} --task classification --method lora {SHORT} --out {{sorted}}",
+    "unlearn {model} --adapter {sorted} --forget {first.jsonl} --retain {others.jsonl} --by dmm --steps 1 --out {gone}",
+    f"train {{model}} {{rows.jsonl}} --method lora --init eva --ranks eva {SHORT} --out {{measured}}",
+    f"train {{model}} {{rows.jsonl}} --method lora --precision auto {SHORT} --out {{half}}",
+)
+"""Commands that take other ways through a model."""
 
 
 def forms(device: str) -> Iterator[tuple[str, float]]:
@@ -50,7 +60,10 @@ def _passes(name: str, device: str) -> list[Tensor]:
 def commands(device: str, root: Path) -> Iterator[tuple[str, int, str]]:
     """(command, exit code, what it said) for every command that is tried on tiny models, with these on the device."""
     command_cases.given(root)
-    every = [*command_cases.MADE.values(), *(words for each in command_cases.READ.values() for words in each)]
+    rows = [{"text": row["prompt"], "label": "ab"[number % 2]} for number, row in enumerate(sums(16))]
+    for name, part in {"labelled": rows, "first": rows[:4], "others": rows[4:]}.items():
+        write_rows(root / f"{name}.jsonl", part)
+    every = [*command_cases.MADE.values(), *(words for each in command_cases.READ.values() for words in each), *MORE]
     with on_device(device):
         for number, words in enumerate(dict.fromkeys(every)):
             own = re.sub(r"\{new([.\w]*)\}", rf"{{new{number}\1}}", words)

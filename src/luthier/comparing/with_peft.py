@@ -60,7 +60,7 @@ def fit_peft(run: Run, start: Callable[[Any], None] | None = None) -> Fitted:
         bytes=tensors_on_disk(adapter),
         losses=losses,
         eval_losses=evals,
-        seconds=lines[-1]["seconds"] if lines else 0.0,
+        seconds=metrics.seconds(lines),
         command="",
     )
 

@@ -148,7 +148,7 @@ class Writer:
             return [text for text, _ in transcribed(reading, asks, sampling)]
         if self.held.task == "causal-lm" and told is None:
             return [drawn.text for drawn in self.sampler(asks, 0.0, 1.0)]
-        prompts = [list(ask.prompt) if isinstance(ask, Ask) else ask for ask in asks]
+        prompts = [ask.seen or list(ask.prompt) if isinstance(ask, Ask) else ask for ask in asks]
         return answers(self.model, self.processor, prompts, sampling, self.batch, tasks=told)
 
     def _scored(self, said: Sequence[str]) -> tuple[float, Mapping[int, str]]:

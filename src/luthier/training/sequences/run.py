@@ -222,4 +222,4 @@ def kept(plan: Plan) -> dict[str, int]:
 def seconds(plan: Plan) -> dict[str, float]:
     """Returns the seconds of training of each task, interruptions left out."""
     lines: Mapping[int, list[dict[str, Any]]] = {i: metrics.read(plan.tasks[i].run.folder) for i in plan.stages}
-    return {plan.tasks[i].name: each[-1]["seconds"] if each else 0.0 for i, each in lines.items()}
+    return {plan.tasks[i].name: metrics.seconds(each) for i, each in lines.items()}
