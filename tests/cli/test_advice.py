@@ -28,6 +28,7 @@ OTHERS = {
     "only-binary",
     "max-lora-rank",
     "pretrained_checkpoint_dir",
+    *("mcore_adapter", "to_hf", "merge_lora"),
 }
 """Flags of other programs, and those that no command declares."""
 MADE_UP = {"flag", "no"}
