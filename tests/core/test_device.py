@@ -23,11 +23,12 @@ def test_without_an_accelerator_it_is_the_cpu(monkeypatch):
 @ABSENT
 @pytest.mark.parametrize("name", ["cuda", "cuda:3", "mps"])
 def test_one_that_is_not_there_is_told_with_what_is(name, monkeypatch):
-    for told in (lambda: device_of(name), lambda: lt.model("none", device=name), lambda: Training(device=name)):
+    asked = {"device": name, "precision": "auto"}
+    for told in (lambda: device_of(name), lambda: lt.model("none", device=name), lambda: Training(**asked)):
         with pytest.raises(lt.LuthierError, match=rf"no device {name} here .* expected auto or cpu"):
             told()
     monkeypatch.setenv("LUTHIER_DEVICE", name)
-    with pytest.raises(lt.LuthierError, match=name):
+    with pytest.raises(lt.LuthierError, match=rf"no device {name} \(LUTHIER_DEVICE\) here"):
         device_of()
     with on_device("cpu"):
         assert device_of().type == "cpu"  # what was said nearer goes before

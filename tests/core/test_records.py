@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import luthier as lt
 from luthier.combining.reader import INDEX, Checkpoint
@@ -39,7 +40,7 @@ READERS = {
     "the beginning of an edit": ("edit.json", lambda folder: begin(folder, "edit.json", {"edit": {"a": 1}}, "edit",
                                                                    False, ())),
     "the best evaluations": (f"checkpoints/{FOLDER}/{STATE}", best),
-    "an index of weights": (INDEX, Checkpoint),
+    "an index of weights": (INDEX, lambda folder: Checkpoint(folder, torch.device("cpu"))),
     "a model's index of weights": (INDEX, lambda folder: load(str(folder))),
 }  # fmt: skip
 

@@ -78,7 +78,7 @@ def test_the_command_gives_intervals_of_itself_and_refuses_them_of_one_adapter(l
     lt.save(plain.model, tmp_path / "plain")
     words[words.index("--adapter") + 1] = str(tmp_path / "plain")
     assert main([*words, str(tmp_path / "two.jsonl"), "--samples", "4"]) != 0
-    assert "no distribution" in capsys.readouterr().err
+    assert "not a distribution" in capsys.readouterr().err
     assert main([*words, str(tmp_path / "two.jsonl")]) == 0
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import luthier as lt
 from luthier import data
@@ -43,8 +44,7 @@ def learned(held) -> int:
 
 
 def writer(asked: Asked, name: str, said: list[str]) -> Writer:
-    made = Writer.__new__(Writer)
-    made.name, made.held, made.asks, made.warned = name, asked.held, asked.asks, False
+    made = Writer(run(name), torch.nn.Module(), None, asked)
     made.sampler = lambda *given: [SimpleNamespace(text=text) for text in said]  # type: ignore[assignment]
     return made
 
