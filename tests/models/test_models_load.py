@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -224,4 +226,14 @@ def test_an_adapter_in_the_models_folder_is_told_and_not_applied(tiny_llama, tmp
     assert all(torch.equal(found.state_dict()[key], tensor) for key, tensor in plain.state_dict().items())
     (folder / "config.json").unlink()
     with pytest.raises(LuthierError, match=r"it is an adapter's or a run's\. Give the model that it was fitted on"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize("longest", [{}, "many", True], ids=repr)
+def test_a_tokenizer_whose_longest_text_is_no_number_is_refused(longest, tiny_llama, tmp_path):
+    """transformers compares it with every text that is tokenised."""
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": longest}))
+    with pytest.raises(LuthierError, match=r"model_max_length .* expected a number"):
         load(str(folder))

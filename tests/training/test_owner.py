@@ -113,7 +113,7 @@ def test_lines_of_another_run_are_no_metrics_of_this_one(run):
 
 @pytest.mark.parametrize("line", [
     {"step": 1, "loss": [0]}, {"step": 1, "loss": "1"}, {"step": 1, "loss": {}}, {"step": 1, "seconds": []},
-    {"step": 1, "lr": 10**400}, {"step": "1"}, {"step": True}, {"loss": 1.0}, [], None,
+    {"step": 1, "loss": None}, {"step": 1, "lr": 10**400}, {"step": "1"}, {"step": True}, {"loss": 1.0}, [], None,
 ])  # fmt: skip
 def test_lines_that_hold_no_figures_are_told(line, tmp_path):
     good = json.dumps({"step": 1, "epoch": 0.5, "loss": float("nan"), "accuracy": None, "run": "a"})

@@ -22,7 +22,7 @@ from luthier.models.quiet import quiet
 from luthier.models.resolve import resolve
 from luthier.models.seeing import see
 from luthier.models.speech import SPEECH, heard, with_languages
-from luthier.models.tokenizer import refuse_empty, set_pad_token
+from luthier.models.tokenizer import refuse_empty, refuse_endless, set_pad_token
 from luthier.models.trust import config_at, explained, trusted, trusting
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
@@ -215,6 +215,7 @@ def processor_at(path: Path | str, task: str, config: Any = None, **source: Any)
     if (beside := tokenizer_beside(path)) is not None:
         kind, path = transformers.AutoTokenizer, beside
     made = kind.from_pretrained(path, trust_remote_code=trusted(), **source)
+    refuse_endless(getattr(made, "tokenizer", made), str(path))
     if task == "causal-lm":
         see(made, path, config, **source)
     return with_languages(made, path, **source) if task == SPEECH else made

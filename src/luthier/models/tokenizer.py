@@ -17,6 +17,15 @@ _RESERVED = (
 """Tokens that vocabularies hold for padding, or that end documents and never a turn, best first."""
 
 
+def refuse_endless(tokenizer: Any, name: str) -> None:
+    """Raises for a tokenizer whose longest text is not a number: transformers takes what its file says."""
+    longest = getattr(tokenizer, "model_max_length", 0)
+    if isinstance(longest, bool) or not isinstance(longest, int | float):
+        raise LuthierError(
+            f"the tokenizer of {name} says model_max_length {longest!r:.60}; expected a number (tokenizer_config.json)."
+        )
+
+
 def refuse_empty(processor: Any, name: str) -> None:
     """Raises for a tokenizer of special tokens only: what transformers makes where no files are."""
     from transformers import PreTrainedTokenizerBase

@@ -20,6 +20,10 @@ NAMES = {"loss": "loss", "learning_rate": "lr", "grad_norm": "grad_norm", "eval_
 """Trainer's names of what is kept, with ours."""
 
 
+ALWAYS = ("loss", "eval_loss", "seconds")
+"""Figures that are numbers wherever they are."""
+
+
 def read(folder: Path) -> list[dict[str, Any]]:
     """Returns the lines of a run's metrics; a last line cut short by a kill or a full disk is left out.
 
@@ -36,6 +40,8 @@ def _line(path: Path, number: int, text: str) -> dict[str, Any]:
         made = json.loads(text)
         if not (isinstance(made, dict) and type(made.get("step")) is int):
             raise ValueError("it is not an object with a step")
+        if nothing := next((key for key in ALWAYS if made.get(key, 0) is None), None):
+            raise ValueError(f"its {nothing} is null")
         for value in (value for key, value in made.items() if key != "run" and value is not None):
             if isinstance(value, str):
                 raise ValueError("a text stands where a number should")
