@@ -84,6 +84,9 @@ def test_stops_are_what_a_turn_ends_with(llama, tmp_path):
     loaded.processor.add_special_tokens({"additional_special_tokens": ["]"]})
     end = loaded.processor.convert_tokens_to_ids("]")
     assert stop_ids(loaded.model, loaded.processor) == [2, end]
+    loaded.model.generation_config.eos_token_id = [2, "</s>"]
+    with pytest.raises(lt.LuthierError, match="name '</s>' as a token that ends an answer; expected its id"):
+        stop_ids(loaded.model, loaded.processor)
 
 
 def test_sampling_goes_by_the_seed(llama):

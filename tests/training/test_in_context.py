@@ -157,3 +157,14 @@ def test_data_and_settings_that_do_not_serve_are_told_first(vectors, tmp_path):
         with pytest.raises(lt.LuthierError, match=said):
             spec_of(vectors, tmp_path, **settings)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("lacking", ["seen", "unseen", "phase"])
+def test_a_record_that_lacks_figures_is_told(lacking, vectors, tmp_path):
+    spec = spec_of(vectors, tmp_path / "sweep", tasks=(1,), widths=(8,), steps=1)
+    file = learn_in_context(spec, progress=False).folder / "learned.json"
+    told = json.loads(file.read_text())
+    del told["cells"][0][lacking]
+    file.write_text(json.dumps(told))
+    with pytest.raises(lt.LuthierError, match=r"learned\.json"):
+        learn_in_context(spec, resume=True, progress=False)

@@ -17,7 +17,13 @@ PLACEHOLDER = {"role": "assistant", "content": "a"}
 def stop_ids(model: Any, tokenizer: Any) -> list[int]:
     """Tokens that end an answer: EOS, what the checkpoint stops at, and what the chat template ends a turn with."""
     known = model.generation_config.eos_token_id if model.generation_config is not None else None
-    found = [tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])]
+    known = known if isinstance(known, list) else [known]
+    if wrong := [each for each in known if each is not None and not isinstance(each, int)]:
+        raise LuthierError(
+            f"the model's generation settings name {wrong[0]!r:.60} as a token that ends an answer; expected its id, a "
+            "whole number (generation_config.json)."
+        )
+    found = [tokenizer.eos_token_id, *known]
     if not model.config.is_encoder_decoder:
         found.append(_turn_end(tokenizer))
     return sorted({stop for stop in found if stop is not None})

@@ -70,7 +70,8 @@ def learn_in_context(
                 if not any((cell["width"], cell["tasks"]) == (width, tasks) for cell in cells):
                     cells.append(_cell(spec, width, tasks, learned, held, folder, console))
                     replace_json(folder / RESULT, {"chance": 1 / spec.classes, "cells": cells})
-        plot(spec, cells, folder / PICTURE)
+        with recorded(folder / RESULT):  # some of the cells were read
+            plot(spec, cells, folder / PICTURE)
         return InContextLearned(folder, cells, 1 / spec.classes)
 
 
