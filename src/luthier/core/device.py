@@ -43,7 +43,7 @@ def device_of(name: str | None = None) -> torch.device:
 
     said = ((name, ""), (_named.get(), ""), (os.environ.get(VARIABLE), f" ({VARIABLE})"))
     told, by = next(((each, by) for each, by in said if each and each != AUTO), (None, ""))
-    here = torch.accelerator.current_accelerator(check_available=True)
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if told is None:
         return torch.device("cpu") if here is None else _numbered(here)
     try:
