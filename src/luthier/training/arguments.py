@@ -19,7 +19,7 @@ from luthier.training.spec import Run, Training
 
 def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> transformers.TrainingArguments:
     """Returns the TrainingArguments of `run`; `every` is (steps between evaluations, between checkpoints)."""
-    settings = run.training
+    settings, place = run.training, device_of()
     made = transformers.TrainingArguments(
         output_dir=str(run.folder),
         max_steps=steps,
@@ -43,17 +43,17 @@ def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> 
         report_to=settings.report_to.split(","),
         remove_unused_columns=False,
         label_names=["labels"],
-        dataloader_pin_memory=device_of().type == "cuda",
+        dataloader_pin_memory=place.type == "cuda",
         **loading(settings.workers),
         disable_tqdm=True,
         log_level="error",
-        use_cpu=device_of().type == "cpu",
+        use_cpu=place.type == "cpu",
     )
     made._setup_devices  # noqa: B018  counts the GPUs; one process uses one, torchrun starts more
     made._n_gpu = min(made._n_gpu, 1)
-    if processes() == 1 and device_of().type != "cpu":  # transformers takes the first of them
-        vars(made)["_setup_devices"] = device_of()
-        torch.accelerator.set_device_index(device_of())
+    if processes() == 1 and place.type != "cpu":  # transformers takes the first of them
+        vars(made)["_setup_devices"] = place
+        torch.accelerator.set_device_index(place)
     return made
 
 

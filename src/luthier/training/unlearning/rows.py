@@ -100,17 +100,24 @@ def with_answer(row: Example) -> tuple[object, ...]:
 
 def check_rows(spec: Unlearn, run: Run, read: Mapping[str, Examples], known: Examples) -> None:
     """Raises for rows to forget that were not learned, and for rows in two of the sets."""
-    trained = {row.key() for row in known.rows}
+    inputs, trained = {row.key() for row in known.rows}, {with_answer(row) for row in known.rows}
     keys = {name: {row.key() for row in rows.rows} for name, rows in read.items()}
     for name, what in (("forget", "they cannot be forgotten"), ("retain", "there is nothing to retain of them")):
-        _check_learned(spec, run, name, read[name], known, what)
+        strange = [row for row in read[name].rows if with_answer(row) not in trained]
+        if strange:
+            other = ", which has another answer there" if strange[0].key() in inputs else ""
+            raise LuthierError(
+                f"{len(strange):,} of {len(read[name]):,} rows of {getattr(spec, name)} are not in what {spec.adapter} "
+                f"was trained on, {run.data} within its limit and without the rows that it held out (row "
+                f"{strange[0].row} first{other}): {what}. Leave them out."
+            )
     for name in ("retain", "test"):
         shared = len(keys["forget"] & keys.get(name, set()))
         if shared:
             raise LuthierError(
                 f"{shared:,} rows are in {spec.forget} and in {getattr(spec, name)} too; a row is in one."
             )
-    if keys.get("test", set()) & trained:
+    if keys.get("test", set()) & inputs:
         raise LuthierError(
             f"{spec.test} holds rows of {run.data}, which were learned; a test needs rows that were not."
         )
@@ -119,16 +126,3 @@ def check_rows(spec: Unlearn, run: Run, read: Mapping[str, Examples], known: Exa
             raise LuthierError(
                 f"{getattr(spec, name)} has classes that {run.data} has not; the adapter knows none of them."
             )
-
-
-def _check_learned(spec: Unlearn, run: Run, name: str, rows: Examples, known: Examples, what: str) -> None:
-    """Raises for rows that the run was not trained on; `what` is why that matters."""
-    trained, inputs = {with_answer(row) for row in known.rows}, {row.key() for row in known.rows}
-    strange = [row for row in rows.rows if with_answer(row) not in trained]
-    if strange:
-        other = ", which has another answer there" if strange[0].key() in inputs else ""
-        raise LuthierError(
-            f"{len(strange):,} of {len(rows):,} rows of {getattr(spec, name)} are not in what {spec.adapter} was "
-            f"trained on, {run.data} within its limit and without the rows that it held out (row {strange[0].row} "
-            f"first{other}): {what}. Leave them out."
-        )
