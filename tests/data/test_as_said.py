@@ -8,8 +8,8 @@ import time
 import pytest
 
 from luthier.core.errors import LuthierError
+from luthier.core.json_text import Twice, loads
 from luthier.data import load
-from luthier.data.json_text import Twice, loads
 from luthier.data.splits import own_split
 from luthier.training.classes import check_classes
 

@@ -540,6 +540,13 @@ def test_how_a_card_says_that_files_are_read_is_followed_or_refused(written, opt
         load(written({"README.md": configs, "a.jsonl": ROW}))
 
 
+def test_a_card_whose_key_stands_twice(written):
+    """The hub refuses such a card, and a reader that takes the last of the two would drop the first unsaid."""
+    twice = card("configs:\n- config_name: default\n  data_files: a.jsonl\n  data_files: b.jsonl")
+    with pytest.raises(LuthierError, match="'data_files' stands twice"):
+        load(written({"README.md": twice, "a.jsonl": ROW, "b.jsonl": OTHER}))
+
+
 @pytest.mark.parametrize("configs", ["", "\nconfigs:\n- config_name: default\n  data_files: train.jsonl"])
 def test_names_of_classes_are_read_with_and_without_configurations(written, configs):
     rows = '{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n'

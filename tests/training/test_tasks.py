@@ -105,7 +105,7 @@ def test_answers_of_a_model_with_an_encoder_need_no_task(tmp_path):
     """Rows with a class stay what their columns tell; `luthier compare` reads the same."""
     from luthier.comparing import Study
     from luthier.comparing.plan import checked
-    from luthier.training.prepare import read_rows
+    from luthier.training.rows import read_rows
 
     base, source = save_model(tmp_path / "t5", "t5"), write_rows(tmp_path / "rows.jsonl", sums(20))
     classes = write_rows(tmp_path / "classes.jsonl", labelled(letters(8), lambda a: "first" if a else "second"))

@@ -27,7 +27,8 @@ def dry_run(run: Run, notes: Sequence[str] = ()) -> dict[str, Any]:
     from luthier.training.context import loading_for
     from luthier.training.estimate import estimate
     from luthier.training.penalised import refuse_alone
-    from luthier.training.prepare import prepare, processes
+    from luthier.training.prepare import prepare
+    from luthier.training.processes import processes
     from luthier.training.progress import quiet
     from luthier.training.report import figures_told, needed, overview, plan_of, steps_of
     from luthier.training.rollouts.online import check_online

@@ -59,8 +59,8 @@ def tools_of(file: Path | None) -> list[dict[str, Any]] | None:
 
 def variables_of(given: str | None, adapter: str | None) -> dict[str, Any]:
     """Variables of the chat template: those that an adapter's rows shared, under those `given` as a JSON object."""
+    from luthier.core.json_text import loads
     from luthier.core.storage.folder import read_adapter
-    from luthier.data.json_text import loads
     from luthier.models import Chat
 
     chat = Chat.of(read_adapter(adapter)[1]) if adapter is not None else None

@@ -11,7 +11,7 @@ from luthier.core.contracts.component import find
 from luthier.core.contracts.selection import Pool, Selection
 from luthier.core.errors import LuthierError
 from luthier.data import Examples
-from luthier.training.prepare import divide
+from luthier.training.rows import divide
 from luthier.training.spec import Run
 
 

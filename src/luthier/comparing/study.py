@@ -34,9 +34,9 @@ from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError, near
 from luthier.core.files import located
 from luthier.core.guard import guarded, reason
+from luthier.core.json_text import loads
 from luthier.core.paths import path_of
 from luthier.core.toml import tomllib
-from luthier.data.json_text import loads
 from luthier.methods.choices import Written
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -21,7 +21,8 @@ from luthier.training.arguments import arguments
 from luthier.training.context import training_context
 from luthier.training.folder import new_id
 from luthier.training.pack import batches_of, computed
-from luthier.training.prepare import Prepared, prepare, processes
+from luthier.training.prepare import Prepared, prepare
+from luthier.training.processes import processes
 from luthier.training.progress import quiet
 from luthier.training.report import steps_of
 from luthier.training.session import every, load

@@ -12,6 +12,7 @@ from typing import Any
 from luthier.core.errors import LuthierError
 from luthier.core.files import UNSYNCED, real_file, sync_folder
 from luthier.core.guard import guarded, reason
+from luthier.core.json_text import once
 
 LARGEST_JSON = 32 * 2**20
 
@@ -21,20 +22,13 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
     try:
         if path.stat().st_size > largest:
             raise LuthierError(f"{path} is larger than {largest >> 20} MiB; Luthier writes no such file.")
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
     except LuthierError:
         raise
     except FileNotFoundError:
         raise LuthierError(f"{path} does not exist.") from None
     except Exception as error:  # of syntax, encoding, nesting and numbers of too many digits
         raise LuthierError(f"{path} cannot be read as JSON ({reason(error)}).") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise LuthierError("a JSON object holds the same key twice; the file is damaged or forged.")
-    return made
 
 
 def read_text(path: Path) -> str:

@@ -17,8 +17,8 @@ from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded, reason
+from luthier.core.json_text import Twice, loads, loads_marked, repeated
 from luthier.data.json_files import held, whole
-from luthier.data.json_text import Twice, loads, loads_marked, repeated
 from luthier.data.large import Groups, Lines, large
 from luthier.data.records import quotes, records
 from luthier.data.table import Numbered, Row, Table, known, table_rows, without_nulls

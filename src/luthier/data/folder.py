@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from luthier.core import yaml_text
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
 from luthier.core.lazy import chained, mapped
@@ -167,10 +168,8 @@ def _card(folder: Path) -> dict[str, Any]:
     head = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
     if head is None:
         return {}
-    import yaml
-
     with guarded(f"{path}: what stands between its --- lines is not YAML"):
-        found = yaml.safe_load(head[1])
+        found = yaml_text.loads(head[1])
     return found if isinstance(found, dict) else {}
 
 

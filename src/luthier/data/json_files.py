@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
+from luthier.core.json_text import Marked
 from luthier.data.around import AROUND
-from luthier.data.json_text import Marked
 from luthier.data.splits import of_split, own_split, split_of
 from luthier.data.table import Row, empty
 

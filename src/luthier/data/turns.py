@@ -13,8 +13,8 @@ import re
 from typing import Any
 
 from luthier.core.contracts.example import Message
+from luthier.core.json_text import Twice, loads
 from luthier.data.bad import BadRow
-from luthier.data.json_text import Twice, loads
 from luthier.data.messages import THOUGHTS, opens_with_thought
 from luthier.data.pictures import COLUMNS as PICTURED
 from luthier.data.pictures import MARK, in_turn, is_picture

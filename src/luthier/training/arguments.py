@@ -12,7 +12,7 @@ import transformers
 from luthier.core.device import device_of
 from luthier.core.errors import LuthierError
 from luthier.training.optimisers import OWN
-from luthier.training.prepare import processes
+from luthier.training.processes import processes
 from luthier.training.schedule import PLAIN
 from luthier.training.spec import Run, Training
 

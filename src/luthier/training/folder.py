@@ -19,7 +19,8 @@ from luthier.core.records import read_json, replace_json
 from luthier.core.version import __version__
 from luthier.data.media import media_digest
 from luthier.training.from_adapter import fingerprint_of
-from luthier.training.prepare import Prepared, processes
+from luthier.training.prepare import Prepared
+from luthier.training.processes import processes
 from luthier.training.replace import finish_replacing, replaced
 from luthier.training.spec import Run
 

@@ -9,7 +9,7 @@ from accelerate import PartialState
 
 from luthier.core.device import device_of
 from luthier.core.errors import LuthierError
-from luthier.training.prepare import processes
+from luthier.training.processes import processes
 
 ATTEMPT, SHARED = "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE"
 

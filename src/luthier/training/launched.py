@@ -8,7 +8,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 
 from luthier.core.device import device_of
 from luthier.core.errors import LuthierError, near
-from luthier.training.prepare import processes
+from luthier.training.processes import processes
 from luthier.training.spec import Run
 
 SPREAD = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}

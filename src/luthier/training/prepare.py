@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from luthier import data, models
-from luthier.core.contracts.component import find, names
-from luthier.core.contracts.objective import ALSO, Objective, Rows
+from luthier.core.contracts.objective import ALSO, Rows
 from luthier.core.contracts.router import Routed
 from luthier.core.contracts.selection import Pool
 from luthier.core.errors import LuthierError
@@ -18,18 +16,19 @@ from luthier.core.lazy import Lazy
 from luthier.core.storage.folder import adapter_folder
 from luthier.data import Examples
 from luthier.data.score import kinds
-from luthier.data.wanted import JUDGED
 from luthier.measuring.trial import trial
 from luthier.methods.row_model import Reader
 from luthier.training.classes import check_classes
 from luthier.training.curves import check_evaluation
 from luthier.training.from_adapter import check_start
+from luthier.training.rows import check_kind, check_serves, divide, judges, read_rows, reader
 from luthier.training.spec import Run
 from luthier.training.task_columns import COLUMN, check_types, columns_of, tagged, task_indices, tasks_of
 from luthier.training.unread import unread_of
 from luthier.training.writing import Asked, asked_of, writes
 
 Feature = dict[str, Any]
+Encode = Callable[[Examples], Sequence[Feature]]
 
 
 @dataclass(frozen=True)
@@ -72,16 +71,7 @@ def prepare(run: Run, beside: Sequence[str | None] = (), shared: bool = False) -
 
 
 def _prepare(run: Run, beside: Sequence[str | None], shared: bool) -> Prepared:
-    settings = run.training
-    objective = run.objective
-    check_start(run)
-    objective.check_form(run.form)
-    _check_sources(run)
-    examples = read_rows(run, run.limit)
-    check_kind(run, examples)
-    check_serves(run, examples.task)
-    if "pictures" in kinds(examples.rows) and not objective.sees:
-        raise LuthierError(f"{run.data} has pictures, and {objective.name()} does not take any; objective=sft does.")
+    examples = _read(run)
     train, held = divide(run, examples)
     alike = check_classes(train, shared)
     processor, positions = trial(
@@ -89,42 +79,18 @@ def _prepare(run: Run, beside: Sequence[str | None], shared: bool) -> Prepared:
     )
     unread = _unread(run, processor, beside, examples, *([held] if held else []))
     train, selected = _selected(run, train)
-    encode = partial(
-        data.encode_kept,
-        processor=processor,
-        task=examples.task,
-        max_length=settings.max_length,
-        labels=examples.labels,
-        truncate=settings.truncate,
-        skip_bad_rows=run.skip_bad_rows,
-        positions=positions,
-        pictures=objective.sees,
-    )
-    longest = settings.max_length if positions is None else min(settings.max_length, positions)
     parts = [part for part in (train, held) if part is not None]
     tasks = tasks_of(parts) if COLUMN in columns_of(run) else ()
     check_types(run.form, tasks, run.data)
+    check_evaluation(run, examples, held)
+    encode = _encoder(run, examples, processor, positions)
     encoded = [encode(part) for part in parts]
     dropped = sum(len(part) - data.sizes_of(made).rows for part, made in zip(parts, encoded, strict=True))
-    shaped = []
-    for part, features in zip(parts, encoded, strict=True):
-        places = task_indices(run.form, part)
-        whole = _same if objective.streams else list
-        rows = Rows(
-            part,
-            tagged(whole(features), places),
-            lambda others, whole=whole: whole(encode(others)),
-            processor,
-            longest,
-            settings.seed,
-            tasks,
-        )
-        shaped.append(tagged(objective.rows(rows), places))
-    check_evaluation(run, examples, held)
-    if run.training.neftune and examples.task.startswith(("image", "audio", "speech")):
-        raise LuthierError(
-            f"neftune is noise on the tokens that are read, and {examples.task} reads none; leave it out."
-        )
+    longest = run.training.max_length if positions is None else min(run.training.max_length, positions)
+    shaped = [
+        _shaped(run, Rows(part, features, encode, processor, longest, run.training.seed, tasks))
+        for part, features in zip(parts, encoded, strict=True)
+    ]
     asked = asked_of(run, held, encoded[1], processor, positions) if held and writes(run, examples.task) else None
     plain, seen = _seen(run, train, encoded[0], encode)
     evaluation = shaped[1] if held else []
@@ -133,6 +99,49 @@ def _prepare(run: Run, beside: Sequence[str | None], shared: bool) -> Prepared:
         examples.task, train, held, shaped[0], evaluation, processor, plain, seen, unread, dropped, selected, told,
         asked,
     )  # fmt: skip
+
+
+def _read(run: Run) -> Examples:
+    """The rows of the run's data; raises for those that its form, objective or options cannot be trained on."""
+    check_start(run)
+    run.objective.check_form(run.form)
+    _check_sources(run)
+    examples = read_rows(run, run.limit)
+    check_kind(run, examples)
+    check_serves(run, examples.task)
+    if "pictures" in kinds(examples.rows) and not run.objective.sees:
+        raise LuthierError(
+            f"{run.data} has pictures, and {run.objective.name()} does not take any; objective=sft does."
+        )
+    if run.training.neftune and examples.task.startswith(("image", "audio", "speech")):
+        raise LuthierError(
+            f"neftune is noise on the tokens that are read, and {examples.task} reads none; leave it out."
+        )
+    return examples
+
+
+def _encoder(run: Run, examples: Examples, processor: Any, positions: int | None) -> Encode:
+    return partial(
+        data.encode_kept,
+        processor=processor,
+        task=examples.task,
+        max_length=run.training.max_length,
+        labels=examples.labels,
+        truncate=run.training.truncate,
+        skip_bad_rows=run.skip_bad_rows,
+        positions=positions,
+        pictures=run.objective.sees,
+    )
+
+
+def _shaped(run: Run, rows: Rows) -> Sequence[Feature]:
+    """Encoded rows as the objective takes them, each with the index of its task."""
+    places = task_indices(run.form, rows.examples)
+    whole = _same if run.objective.streams else list
+    given = replace(
+        rows, features=tagged(whole(rows.features), places), encode=lambda others: whole(rows.encode(others))
+    )
+    return tagged(run.objective.rows(given), places)
 
 
 def _check_sources(run: Run) -> None:
@@ -149,97 +158,6 @@ def _check_sources(run: Run) -> None:
 
 def _same(features: Sequence[Feature]) -> Sequence[Feature]:
     return features
-
-
-KINDS = {
-    "answers": "answers to be given",
-    "pairs": "pairs of answers (prompt, chosen, rejected)",
-    "prompts": "prompts, with or without a reference answer",
-    "texts": "texts that belong near each other (anchor, positive)",
-    "judged": "answers with a label, true or false (prompt, completion, label)",
-}
-"""What rows hold, as `data.kind_of` names it, in words."""
-
-
-def judges(run: Run) -> bool:
-    """Returns whether the objective tells good answers from bad ones."""
-    return bool({"pairs", "judged"} & set(run.objective.reads))
-
-
-def prompted(run: Run) -> bool:
-    """Returns whether rows need no answer."""
-    return "prompts" in run.objective.reads
-
-
-def check_kind(run: Run, examples: Examples) -> None:
-    """Raises for rows of another kind than the objective reads."""
-    kind, wanted = data.kind_of(examples.layout), run.objective.reads
-    if kind not in wanted and not (kind == "answers" and prompted(run)):
-        raise LuthierError(
-            f"{examples.source} has {KINDS[kind]} ({examples.layout}), and {run.objective.name()} reads "
-            f"{' or '.join(KINDS[each] for each in wanted)}. Take another objective (luthier list objectives), or say "
-            f"which columns are meant (columns).{_of_labels(examples) if 'judged' in wanted else ''}"
-        )
-
-
-def _of_labels(examples: Examples) -> str:
-    """What is to be said of labels that judge no answer."""
-    label = next((name for name in JUDGED if name in examples.unread), None)
-    if label is None:
-        return ""
-    return f" The column {label!r} judges answers where all that it says is true or false, and some are false."
-
-
-def check_serves(run: Run, task: str) -> None:
-    """Raises for an objective that cannot train a model for the task of the rows, with one that can."""
-    if run.objective.serves(task):
-        return
-    other = next((name for name in names("objectives") if find("objectives", name, Objective)().serves(task)), "none")
-    raise LuthierError(
-        f"the rows are for {task}, and {run.objective.name()} does not train for it; take another objective "
-        f"({other}), or say what the rows are for (task)."
-    )
-
-
-def read_rows(run: Run, limit: int | None) -> Examples:
-    """Returns the rows of the run's data, or some of them, as it reads them; nothing is encoded.
-
-    Answers are those of the task that the model's class is for, where it has an encoder.
-    """
-    read = partial(
-        data.load,
-        run.data,
-        skip_bad_rows=run.skip_bad_rows,
-        limit=limit,
-        seed=run.training.seed,
-        split="train",
-        columns=columns_of(run),
-        named=run.columns,
-        preferences=judges(run),
-        prompts=prompted(run),
-    )
-    wanted = task_of(run)
-    found = read(task=wanted)
-    if wanted is not None or found.task != "causal-lm":
-        return found
-    known = models.task_of(run.model, None)
-    return found if known is None else read(task=known)
-
-
-def task_of(run: Run) -> str | None:
-    """Returns the task of the model: the objective's own, else the one that was asked for."""
-    own = run.objective.task
-    if own is not None and run.task not in (None, own):
-        raise LuthierError(
-            f"{run.objective.name()} trains a model for {own}, and the task is {run.task}; leave it out."
-        )
-    sloped = [each.name() for each in (run.ranks, run.init) if each is not None and "gradient" in each.needs]
-    if own is not None and sloped:
-        raise LuthierError(
-            f"{sloped[0]} goes by the gradient of the loss of answers, and a model for {own} writes none; choose "
-            "another start."
-        )
-    return own or run.task
 
 
 def _told(run: Run, parts: Sequence[Sequence[Feature]], alike: dict[str, str]) -> dict[str, str]:
@@ -262,33 +180,11 @@ def _unread(run: Run, processor: Any, beside: Sequence[str | None], *parts: Exam
     return found
 
 
-def divide(run: Run, examples: Examples) -> tuple[Examples, Examples | None]:
-    """Returns (training rows, evaluation rows)."""
-    settings = run.training
-    if run.eval_data is not None:
-        return examples, _other(run, examples)
-    if not settings.eval_fraction or len(examples) < 2:
-        return examples, None
-    count = max(1, round(settings.eval_fraction * len(examples)))
-    return data.split(examples, n=count, seed=settings.seed)
-
-
-def _seen(
-    run: Run, train: Examples, features: Sequence[Feature], encode: Callable[[Examples], Sequence[Feature]]
-) -> tuple[Sequence[Feature], str]:
+def _seen(run: Run, train: Examples, features: Sequence[Feature], encode: Encode) -> tuple[Sequence[Feature], str]:
     """(rows that a calibration pass reads, their fingerprint)."""
     if run.calibration.source is None:
         return _alone(run, features), train.fingerprint
-    other = data.load(
-        run.calibration.source,
-        skip_bad_rows=run.skip_bad_rows,
-        seed=run.training.seed,
-        task=train.task,
-        columns=columns_of(run),
-        named=run.columns,
-        preferences=judges(run),
-        prompts=prompted(run),
-    )
+    other = reader(run)(run.calibration.source, task=train.task, columns=columns_of(run))
     return _alone(run, encode(other)), other.fingerprint
 
 
@@ -308,52 +204,8 @@ def _selected(run: Run, examples: Examples) -> tuple[Examples, dict[str, Any]]:
     """(the rows that the selection takes, what it chose from)."""
     if run.select is None or run.select_rows is None:
         return examples, {}
-    target = None
-    if run.target is not None:
-        target = data.load(
-            run.target,
-            skip_bad_rows=run.skip_bad_rows,
-            seed=run.training.seed,
-            task=examples.task,
-            named=run.columns,
-            preferences=judges(run),
-            prompts=prompted(run),
-        )
-    states, reader = data.states_by(run.model, examples.task), Reader(run.model, examples.task)
-    pool = Pool(examples, target, run.training.seed, states, reader)
+    target = None if run.target is None else reader(run)(run.target, task=examples.task)
+    states, model = data.states_by(run.model, examples.task), Reader(run.model, examples.task)
+    pool = Pool(examples, target, run.training.seed, states, model)
     found = {"selected_of": len(examples), "target_fingerprint": target.fingerprint if target else None}
     return data.choose(run.select, pool, run.select_rows).examples, found
-
-
-def _other(run: Run, examples: Examples) -> Examples:
-    source = run.eval_data or ""
-    same = source == run.data or source.startswith("gym:")
-    held = data.load(
-        source,
-        skip_bad_rows=run.skip_bad_rows,
-        seed=run.training.seed,
-        split="test" if same else None,
-        task=examples.task,
-        columns=columns_of(run),
-        named=run.columns,
-        preferences=judges(run),
-        prompts=prompted(run),
-    )
-    check_kind(run, held)
-    held = data.without(held, examples)
-    if not held.rows:
-        raise LuthierError(
-            f"every row of {source} is also a training row, so its loss would say nothing; give other rows, or none "
-            "(a share of the training rows is then held out: eval_fraction)."
-        )
-    return held
-
-
-def processes() -> int:
-    """Processes that train together, as torchrun tells."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main() -> bool:
-    """Returns whether this process writes files: all others only compute. One alone does, whatever RANK is to it."""
-    return processes() == 1 or int(os.environ.get("RANK", "0")) == 0

@@ -29,7 +29,8 @@ from luthier.measuring import cache
 from luthier.methods.log_probs import log_probs
 from luthier.models import Loaded
 from luthier.training.folder import base_of, versions
-from luthier.training.prepare import Prepared, processes
+from luthier.training.prepare import Prepared
+from luthier.training.processes import processes
 from luthier.training.report import steps_of
 from luthier.training.spec import Run
 

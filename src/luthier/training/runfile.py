@@ -19,16 +19,15 @@ sizes, and no place for secrets.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from luthier.core import yaml_text
 from luthier.core.contracts.calibration import Calibration
 from luthier.core.contracts.component import find, hints
 from luthier.core.errors import LuthierError, near
@@ -38,6 +37,7 @@ from luthier.core.guard import written as saved
 from luthier.core.paths import path_of
 from luthier.core.records import read_json, replace_text
 from luthier.core.toml import tomllib
+from luthier.core.yaml_text import bounded
 from luthier.methods.choices import CHOICES, COMPONENTS, made, written
 from luthier.methods.recipe import Recipe, check_written, form_named, read_recipe, recipe_types
 from luthier.methods.targeted_form import inline
@@ -46,15 +46,11 @@ from luthier.training.objective import completed
 from luthier.training.spec import Run, Training
 
 SUFFIXES = (".toml", ".yaml", ".yml", ".json")
-MOST_VALUES, DEEPEST, LARGEST = 100_000, 100, 2**63
-"""Of a run file: values with every alias written out, tables within tables, and the size of a whole number."""
 METHOD = "wegeft"
 """What is used by default."""
 ADAPTERS = "adapter"
 """The tables of a plan."""
 VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
-MERGE = "tag:yaml.org,2002:merge"
-"""The tag of YAML's key `<<`, which may stand several times."""
 SOURCES = ("model", "data", "eval_data", "target", "from_adapter")
 """Fields that may name a file beside the run's."""
 FORM = ("method", "where", "form")
@@ -144,46 +140,12 @@ def values_in(path: Path) -> tuple[dict[str, Any], bool]:
 
 def parsed(path: Path) -> Any:
     """Returns what a .toml or .yaml file holds; raises `LuthierError` for one that cannot be read."""
-    import yaml
-
     with guarded(f"{path} cannot be read"):
         raw = path.read_bytes()
     toml = path.suffix.lower() == ".toml"
     with guarded(f"{path} is not valid {'TOML' if toml else 'YAML'}"):
         text = raw.decode("utf-8")
-        held = tomllib.loads(text) if toml else yaml.load(text, Loader=_loader())  # a safe one
-        _refuse_endless(held, itertools.count(1))
-        return held
-
-
-def _refuse_endless(value: Any, count: Iterator[int], depth: int = 0) -> None:
-    """Raises for what names itself, or the same again and again, as YAML's aliases may, and for too long numbers."""
-    if next(count) > MOST_VALUES or depth > DEEPEST:
-        raise ValueError(f"it holds more than {MOST_VALUES:,} values, or names itself")
-    if isinstance(value, int) and abs(value) > LARGEST:
-        raise ValueError("it holds a whole number of more than 64 bits")
-    if isinstance(value, dict | list):
-        for each in value.values() if isinstance(value, dict) else value:
-            _refuse_endless(each, count, depth + 1)
-
-
-def _loader() -> Any:
-    """PyYAML's safe loader, for which 1e-4 is a number too, and a key that stands twice is none, as YAML 1.2 has it."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def compose_mapping_node(self, anchor: Any) -> Any:  # here, as merged keys are added when it is constructed
-            node = super().compose_mapping_node(anchor)
-            scalars = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            keys = Counter((key.tag, key.value) for key in scalars if key.tag != MERGE)
-            if twice := next((key for (_, key), count in keys.items() if count > 1), None):
-                raise ValueError(f"the key {twice!r:.100} stands twice in one table (line {node.start_mark.line + 1})")
-            return node
-
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), [*"-+0123456789"]
-    )
-    return Loader
+        return bounded(tomllib.loads(text)) if toml else yaml_text.loads(text)
 
 
 def _types() -> dict[str, tuple[Any, str]]:

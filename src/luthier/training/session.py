@@ -40,7 +40,8 @@ from luthier.training.pack import batches_of, computed
 from luthier.training.penalised import refuse_alone
 from luthier.training.plot import FILE as PLOT
 from luthier.training.plot import plot
-from luthier.training.prepare import Prepared, is_main, prepare, processes
+from luthier.training.prepare import Prepared, prepare
+from luthier.training.processes import is_main, processes
 from luthier.training.progress import quiet, shown
 from luthier.training.reference import referred
 from luthier.training.replace import beside

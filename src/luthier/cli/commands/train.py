@@ -105,7 +105,7 @@ class Train(Telling, Signed):
 
             return {"dry_run": True, "run": values_of(run), **dry_run(run, notes)}
         from luthier.training.folder import read_record
-        from luthier.training.prepare import is_main
+        from luthier.training.processes import is_main
         from luthier.training.session import Session
 
         result = Session(run, notes=notes).train(self.resume, self.overwrite)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luthier.core import yaml_text
 from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded
 from luthier.core.sites.structure import features
@@ -37,11 +38,9 @@ KEY = re.compile(r"(?:transformer\.h\.(?P<block>\d+)\.(?P<name>.+)|(?P<head>lm_h
 
 def config_of(folder: Path) -> dict[str, Any]:
     """The settings of a run; raises `LuthierError` for a file that is not a table."""
-    import yaml
-
     path = inside(folder, "hyperparameters.yaml")
     with guarded(f"{path} cannot be read"):
-        told = yaml.safe_load(path.read_text(encoding="utf-8"))
+        told = yaml_text.loads(path.read_text(encoding="utf-8"))
     if not isinstance(told, dict):
         raise LuthierError(f"{path} is not a table of settings.")
     return told

@@ -12,9 +12,9 @@ from typing import Any
 
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
+from luthier.core.json_text import loads
 from luthier.core.paths import path_of
 from luthier.core.user_function import names_in
-from luthier.data.json_text import loads
 
 Text = Callable[[str], str]
 WORD = re.compile(r"\w+")

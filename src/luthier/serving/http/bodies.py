@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from fastapi import Request as Call
 from pydantic import BaseModel, ValidationError
 
-from luthier.data.json_text import once
+from luthier.core.json_text import once
 from luthier.serving.http.claims import client_of, lane
 from luthier.serving.http.refusal import Refusal, invalid
 

@@ -33,7 +33,8 @@ from luthier.engine.sampler import Ask, Drawn, Sampler
 from luthier.methods.log_probs import reference_token_log_probs, token_log_probs
 from luthier.methods.objectives._online import prompt_of
 from luthier.methods.objectives.distill import HINTED
-from luthier.training.prepare import Prepared, processes
+from luthier.training.prepare import Prepared
+from luthier.training.processes import processes
 from luthier.training.rollouts import log
 from luthier.training.rollouts.dynamic import Group, Values, replaced
 from luthier.training.rollouts.features import answered, in_parts, packed, restored, unpacked

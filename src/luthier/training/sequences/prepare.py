@@ -16,7 +16,9 @@ from luthier.core.errors import LuthierError
 from luthier.core.lazy import chained
 from luthier.data.labels import labels_in_order
 from luthier.training.folder import tokens_of
-from luthier.training.prepare import Prepared, prepare, processes, read_rows
+from luthier.training.prepare import Prepared, prepare
+from luthier.training.processes import processes
+from luthier.training.rows import read_rows
 from luthier.training.sequences.memory import Kept, repeated, reservoir
 from luthier.training.sequences.spec import TaskSequence, check_run
 from luthier.training.spec import Run

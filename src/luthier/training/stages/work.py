@@ -20,7 +20,8 @@ from luthier.core.paths import path_of
 from luthier.core.records import recorded, replace_json
 from luthier.core.storage.folder import adapter_at, read_adapter
 from luthier.training import folder as folders
-from luthier.training.prepare import Prepared, prepare, processes
+from luthier.training.prepare import Prepared, prepare
+from luthier.training.processes import processes
 from luthier.training.report import steps_of
 from luthier.training.spec import Run
 from luthier.training.stages.plan import Measured, Stage, StagePlan

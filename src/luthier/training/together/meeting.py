@@ -28,7 +28,8 @@ from luthier.kernels.backend import cpu_backend
 from luthier.models import Loaded
 from luthier.training.context import backend_of
 from luthier.training.pack import why_not
-from luthier.training.prepare import Prepared, processes
+from luthier.training.prepare import Prepared
+from luthier.training.processes import processes
 from luthier.training.progress import quiet
 from luthier.training.result import FAILURES
 from luthier.training.session import load

@@ -13,7 +13,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.paths import path_of
 from luthier.core.storage import format as format_
 from luthier.core.storage.folder import adapter_folder
-from luthier.training import prepare
+from luthier.training import rows as of_a_run
 from luthier.training.folder import read_run
 from luthier.training.spec import Run
 from luthier.training.unlearning.many import check_classes
@@ -87,8 +87,8 @@ def learned(run: Run) -> Examples:
             f"the rows of this run were chosen by {run.select.name()}, and its record does not say which; train on a "
             "file of the chosen rows (luthier select … --out), and unlearn from that."
         )
-    rows = prepare.read_rows(run, run.limit)
-    return rows if run.eval_data is not None else prepare.divide(run, rows)[0]
+    rows = of_a_run.read_rows(run, run.limit)
+    return rows if run.eval_data is not None else of_a_run.divide(run, rows)[0]
 
 
 def with_answer(row: Example) -> tuple[object, ...]:
