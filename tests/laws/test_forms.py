@@ -307,13 +307,14 @@ def test_rows_of_a_batch_use_their_own_adapter(name):
             assert close(mixed[row], logits(model, input_ids=ids[row : row + 1])[0], 1e-10)
 
 
-def test_it_runs_on_a_bfloat16_base_with_float32_masters(name):
-    model = fitted(name, torch.bfloat16)
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_it_runs_on_a_half_precision_base_with_float32_masters(name, half):
+    model = fitted(name, half)
     assert all(p.dtype == torch.float32 for p in lt.trainable(model).values())
     y = model(**inputs()).logits
-    assert y.dtype == torch.bfloat16 and bool(y.isfinite().all())
-    y.float().pow(2).sum().backward()
-    assert all(p.grad is not None for p in lt.trainable(model).values())
+    assert y.dtype == half and bool(y.isfinite().all())
+    y.float().pow(2).mean().backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in lt.trainable(model).values())
 
 
 def test_it_runs_on_a_quantised_base(name, tmp_path):

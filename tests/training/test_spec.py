@@ -25,7 +25,7 @@ from luthier.training import Run, Training
         {"eval_fraction": 1.0},
         {"keep": 0},
         {"seed": -1},
-        {"precision": "float16"},
+        {"precision": "float64"},
     ],
 )
 def test_bad_settings(bad):

@@ -146,8 +146,8 @@ def same_anywhere(settings: dict[str, Any]) -> dict[str, Any]:
     may be gone on with there and its rows stand side by side."""
     if settings.get("precision") == AUTO or settings.get("device", AUTO) != AUTO:
         raise LuthierError(
-            "a study is computed in one precision, wherever it is gone on with: name it (float32, bfloat16), and say "
-            "the device by --device or LUTHIER_DEVICE."
+            "a study is computed in one precision, wherever it is gone on with: name it (float32, bfloat16, float16), "
+            "and say the device by --device or LUTHIER_DEVICE."
         )
     return settings
 

@@ -68,9 +68,9 @@ def fast_products(device: torch.device) -> None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 
 
-def usual_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
+def usual_precision(device: torch.device) -> Literal["float32", "bfloat16", "float16"]:
     """Returns the dtype that a frozen base is to have on a device: bfloat16 on an accelerator that computes it fast
-    itself, else float32."""
+    itself, float16 on a CUDA device that does not (Turing, Volta), else float32."""
     import torch
 
     if device.type == "cpu":
@@ -78,7 +78,9 @@ def usual_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
     if device.type == "mps":
         return "bfloat16" if torch.backends.mps.is_macos_or_newer(14, 0) else "float32"
     own = torch.get_device_module(device)
-    return "bfloat16" if own.is_bf16_supported(including_emulation=False) else "float32"
+    if own.is_bf16_supported(including_emulation=False):
+        return "bfloat16"
+    return "float16" if device.type == "cuda" else "float32"
 
 
 def shown(device: torch.device) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from luthier.training.prepare import Prepared
     from luthier.training.spec import Training
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 def loaded_of(model: Any) -> Loaded:

@@ -18,6 +18,7 @@ from luthier.core.guard import guarded, written
 from luthier.core.records import recorded, write_json
 from luthier.training.checkpoint import WRITING, clean, commit, go_on
 from luthier.training.ema import Ema
+from luthier.training.loss_scale import LossScale
 from luthier.training.penalised import Penalised
 from luthier.training.rollouts.online import Online
 from luthier.training.spec import Run
@@ -39,6 +40,8 @@ class Checkpointed(transformers.Trainer):
     penalised: Penalised | None
     average: Ema | None
     """What is evaluated and saved in the place of what is trained."""
+    loss_scale: LossScale | None
+    """Of a float16 base."""
     objective_state: ObjectiveState
     """The state that the objective keeps of its evaluations; `looks` counts them."""
     looks: int
@@ -78,6 +81,8 @@ class Checkpointed(transformers.Trainer):
             self.penalised.save(folder)
         if self.average is not None:
             self.average.save(folder)
+        if self.loss_scale is not None:
+            self.loss_scale.save(folder)
         if self.looks or self.objective_state:
             write_json(folder / REMEMBERED, {"looks": self.looks, "memory": self.objective_state})
 
@@ -100,6 +105,8 @@ class Checkpointed(transformers.Trainer):
             self.penalised.load(Path(resume_from_checkpoint))
         if self.average is not None:
             self.average.load(Path(resume_from_checkpoint))
+        if self.loss_scale is not None:
+            self.loss_scale.load(Path(resume_from_checkpoint))
         if (Path(resume_from_checkpoint) / REMEMBERED).is_file():
             with recorded(Path(resume_from_checkpoint) / REMEMBERED) as known:
                 self.looks, self.objective_state = known["looks"], known["memory"]

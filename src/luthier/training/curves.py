@@ -5,9 +5,8 @@ from __future__ import annotations
 from luthier.core.contracts.example import Examples
 from luthier.core.errors import LuthierError
 from luthier.models import SPEECH
-from luthier.training import apart
+from luthier.training import apart, loss_scale, noise_scale
 from luthier.training.judged import told_of
-from luthier.training.noise_scale import CURVES
 from luthier.training.spec import Run
 from luthier.training.writing import writes, written_of
 
@@ -15,8 +14,9 @@ from luthier.training.writing import writes, written_of
 def curves_of(run: Run, examples: Examples) -> tuple[tuple[str, ...], ...]:
     """Returns the names of the figures of a run beside its loss, those that are drawn together side by side."""
     written = ((str(run.training.best),),) if writes(run, examples.task) else ()
-    noise = CURVES if run.training.noise_scale else ()
-    return (*_told(run, examples), *written, *noise)
+    noise = noise_scale.CURVES if run.training.noise_scale else ()
+    scale = loss_scale.CURVES if run.training.precision == "float16" else ()
+    return (*_told(run, examples), *written, *noise, *scale)
 
 
 def _told(run: Run, examples: Examples) -> tuple[tuple[str, ...], ...]:

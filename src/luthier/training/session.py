@@ -34,6 +34,7 @@ from luthier.training.estimate import estimate
 from luthier.training.from_adapter import compared_with_start
 from luthier.training.join import join
 from luthier.training.launched import check_optimiser, check_processes, check_services
+from luthier.training.loss_scale import check_scaled
 from luthier.training.moments import AsToldNow, ByTheClock
 from luthier.training.noise_scale import noise_scale
 from luthier.training.pack import batches_of, computed
@@ -91,6 +92,7 @@ class Session:
         check_services(run.training.report_to)
         check_processes(run)
         check_optimiser(run.training.optimizer)
+        check_scaled(run)
         join()
         if not is_main():
             return self.work(resume, resume and folders.holds_run(run.folder))

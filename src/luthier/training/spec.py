@@ -102,9 +102,10 @@ class Training:
     """The number of checkpoints to keep."""
     seed: int = 0
     """The seed of the split, the order of the rows, the initialisation and dropout."""
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"
-    """Dtype of the base; adapters stay float32. auto is bfloat16 on an accelerator that computes it fast, else float32,
-    decided when a run is begun."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Dtype of the base; adapters stay float32. float16 scales the loss, and is for GPUs without bfloat16. auto is
+    bfloat16 on an accelerator that computes it fast, float16 on a CUDA device that does not, else float32, decided when
+    a run is begun."""
     quantize: str | None = None
     """Quantise the base's weights: nf4 or int8."""
     gradient_checkpointing: bool = False

@@ -24,6 +24,7 @@ from luthier.training.context import running_norms
 from luthier.training.evaluated import Evaluated
 from luthier.training.figures import FigureSums
 from luthier.training.judged import Judge
+from luthier.training.loss_scale import LossScale
 from luthier.training.noise_scale import NoiseScale
 from luthier.training.optimisers import OWN, average_of
 from luthier.training.order import ByLength, Repeated
@@ -33,6 +34,8 @@ from luthier.training.rollouts.slopes import slopes_of
 from luthier.training.routing import Routers
 from luthier.training.schedule import is_plain, restarting
 from luthier.training.spec import Run
+
+OVERFLOWS = " It is computed in float16, which ends at 65,504; bfloat16 and float32 (precision) have a wider range."
 
 
 class Diverged(LuthierError):
@@ -96,6 +99,7 @@ class Trainer(Evaluated):
         self.share = (1.0, 0)
         """The share of the last batch in the means of its step, and its rows."""
         self.noise_told: dict[str, float] = {}
+        self.loss_scale = LossScale() if run.training.precision == "float16" else None
         self.norms = running_norms(model)
         self.routers = Routers(model, run.name)
         self.penalised = None if run.penalty is None else Penalised(run.penalty, trainable(model))
@@ -249,6 +253,7 @@ class Trainer(Evaluated):
             loss = loss + balance.to(loss.dtype) * (self.token_counts(inputs).sum() / totals.sum().clamp(min=1))
         if not math.isfinite(loss.item()):
             self._stop("loss", loss.item(), rows)
+        loss = loss if self.loss_scale is None else self.loss_scale.scaled(loss)
         return loss * self.accelerator.num_processes
 
     def training_step(self, model, inputs, num_items_in_batch=None):  # pyright: ignore
@@ -256,13 +261,17 @@ class Trainer(Evaluated):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.noise is not None:
             self.noise.batch(trainable(self.model), *self.share)  # pyright: ignore
-        if self.accelerator.sync_gradients:
+        if self.accelerator.sync_gradients and self._unscaled():
             self.noise_told = self.noise.step() if self.noise is not None else {}
             if self.rehearsal is not None and self.run.update.rehearses:
                 project(self.run.update, trainable(self.model), self._reference)  # pyright: ignore
             if self.penalised is not None:
                 self.penalised.after_backward()
         return loss
+
+    def _unscaled(self) -> bool:
+        """Divides the gradients of a step by what its loss was multiplied by; False: there are none, it is left out."""
+        return self.loss_scale is None or self.loss_scale.unscale(self.model.parameters())  # pyright: ignore
 
     def _reference(self) -> dict[str, Tensor]:
         """The gradient of the loss on rows of earlier tasks, by name."""
@@ -283,6 +292,7 @@ class Trainer(Evaluated):
             f"the {what} became {value} at step {step}, on the rows {', '.join(map(str, rows))} of {self.run.data}. "
             f"Nothing was saved after the last checkpoint. Look at these rows (luthier show), or lower lr "
             f"({self.run.lr:g}), or clip gradients ({self.run.training.clip:g})."
+            f"{OVERFLOWS if self.loss_scale is not None else ''}"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -291,6 +301,7 @@ class Trainer(Evaluated):
             self._stop("gradient's norm", logs["grad_norm"], self.rows)
         if "loss" in logs:
             logs |= (found := self.means(self.figures)) | self.noise_told
+            logs |= {} if self.loss_scale is None else {"loss_scale": self.loss_scale.factor}
             self.objective_state = self.run.objective.observe(self.objective_state, self.state.global_step, found)
             logs |= {name: self.objective_state[name] for name in self.figures.sums if name in self.objective_state}
             self.figures = FigureSums(self.run.objective.curves)

@@ -106,6 +106,7 @@ def why_alone(run: Run) -> str | None:
         "noise is added to its embeddings (neftune)": bool(settings.neftune),
         "its batches are padded (pack)": settings.pack is False,
         "its base is quantised": settings.quantize is not None,
+        "its loss is scaled (float16)": settings.precision == "float16",
         "its base is sharded": settings.shard,
         "its blocks are compiled": settings.compile,
         "its evaluations write answers (best)": writes(run, run.task or "causal-lm"),

@@ -112,7 +112,9 @@ def _loaded(adapter: str, run: Run, rows: Rows) -> Loaded:
     """The base with the adapter of a run folder."""
     folder = adapter_folder(adapter)
     labels = format_.read(folder)["measured"].get("labels")
-    loaded = models.load(run.model, task=rows.task, dtype=run.training.precision, labels=labels, attn=run.training.attn)
+    settings = run.training
+    dtype = "float32" if settings.precision == "float16" else settings.precision  # nothing here scales a loss
+    loaded = models.load(run.model, task=rows.task, dtype=dtype, labels=labels, attn=settings.attn)
     store.load(loaded.model, folder, run.name)
     return loaded
 
