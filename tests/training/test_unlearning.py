@@ -21,6 +21,7 @@ from luthier.training.adam_state import AdamState
 from luthier.training.unlearning import Unlearn, unlearn
 from luthier.training.unlearning.attribution import NewtonStep, SparseProjection, changes, softmax_curvature
 from luthier.training.unlearning.klom import auc, klom, klom_above_null, margins, membership
+from luthier.training.unlearning.many import check_models, on_all
 from support.tiny import write_rows
 
 # --- the Newton step --------------------------------------------------------------------------------
@@ -301,3 +302,14 @@ def test_bad_rows_are_told_before_the_weights(trained, llama, additions, tmp_pat
     with pytest.raises(lt.LuthierError, match="it is for classifiers"):
         unlearn(replace(asked, forget=parts[0], retain=parts[1]), progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_models_of_other_seeds_are_trained_on_the_same_rows(trained, tmp_path):
+    """A share held out, or a limit, would be other rows with each seed."""
+    run = Run.from_dict(json.loads((Path(trained[0]) / "run.json").read_text())["run"])
+    held = replace(run, training=replace(TRAINING, eval_fraction=0.3, best="loss"))
+    again = on_all(held, "other.jsonl", tmp_path / "again")
+    assert (again.training.eval_fraction, again.training.best, again.limit) == (0.0, None, None)
+    assert on_all(replace(held, eval_data="more.jsonl"), "x", tmp_path).training.best == "loss"
+    with pytest.raises(lt.LuthierError, match=r"its rows \(limit 38\), so they would know others"):
+        check_models(spec_of(trained, tmp_path / "x", "retrain", models=3), replace(run, limit=38))

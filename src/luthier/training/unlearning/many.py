@@ -54,10 +54,27 @@ def _models(spec: Unlearn, run: Run, folder: Path) -> Iterator[tuple[str, int, R
             whole = kind == "original" or (kind == "unlearned" and not spec.unlearning.retrains)
             made_by = "original" if whole else kind
             seed = run.training.seed + 1 + number + (0 if whole else place * spec.models)
-            training = dataclasses.replace(run.training, seed=seed, device=AUTO)
-            out = str(folder / f"{made_by}-{number}")
-            yield kind, number, dataclasses.replace(run, data=run.data if whole else spec.retain, out=out,
-                                                    training=training)  # fmt: skip
+            one = on_all(run, run.data if whole else spec.retain, folder / f"{made_by}-{number}")
+            yield kind, number, dataclasses.replace(one, training=dataclasses.replace(one.training, seed=seed))
+
+
+def check_models(spec: Unlearn, run: Run) -> None:
+    """Raises where models of other seeds would be trained on other rows."""
+    if spec.models and run.limit is not None:
+        raise LuthierError(
+            f"models are trained with seeds of their own, by which {run.model}'s run draws its rows (limit "
+            f"{run.limit:,}), so they would know others; train it on a file of its rows, or leave models out."
+        )
+
+
+def on_all(run: Run, data: str, out: Path) -> Run:
+    """Returns the run on all rows of other data: none is held out or left, as which ones would go by its seed."""
+    settings = {"eval_fraction": 0.0, "device": AUTO}
+    if run.eval_data is None:  # nothing to choose the best by
+        settings |= {"best": None, "patience": None}
+    return dataclasses.replace(
+        run, data=data, limit=None, training=dataclasses.replace(run.training, **settings), out=str(out)
+    )
 
 
 def _made(

@@ -16,7 +16,7 @@ from luthier.core.storage.folder import adapter_folder
 from luthier.training import rows as of_a_run
 from luthier.training.folder import read_run
 from luthier.training.spec import Run
-from luthier.training.unlearning.many import check_classes
+from luthier.training.unlearning.many import check_classes, check_models
 from luthier.training.unlearning.spec import Unlearn
 
 Features = Sequence[dict[str, Any]]
@@ -64,6 +64,7 @@ def read_rows(spec: Unlearn, run: Run) -> Rows:
             if getattr(spec, name) is not None}  # fmt: skip
     check_rows(spec, run, read, known)
     check_classes(spec, known.labels, read["retain"].labels)
+    check_models(spec, run)
     if spec.unlearning.matches and known.labels is None:
         raise LuthierError(
             f"{spec.unlearning.name()} predicts every logit of a row, and a model for {task} has as many as its "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from torch.func import functional_call
 from luthier import models
 from luthier.core.adapters.control import trainable
 from luthier.core.contracts.unlearning import Outputs
-from luthier.core.device import AUTO
 from luthier.core.files import claimed
 from luthier.core.owner import owned
 from luthier.core.records import recorded, replace_json
@@ -34,7 +32,7 @@ from luthier.training.run import train
 from luthier.training.spec import Run
 from luthier.training.steps import Steps, trained
 from luthier.training.unlearning.figures import figures_of, flat, row_losses
-from luthier.training.unlearning.many import klom_figures
+from luthier.training.unlearning.many import klom_figures, on_all
 from luthier.training.unlearning.match import predicted
 from luthier.training.unlearning.rows import Features, Rows, read_rows, trained_run
 from luthier.training.unlearning.spec import Unlearn
@@ -187,8 +185,7 @@ def _outputs(loaded: Loaded, rows: Rows, own: Features, places: Sequence[int], f
 
 def _retrained(spec: Unlearn, run: Run, folder: Path, resume: bool, progress: bool) -> Loaded:
     """The oracle: the run again, on all of the retained rows, where this command is to compute it."""
-    training = dataclasses.replace(run.training, eval_fraction=0.0, device=AUTO)
-    again = dataclasses.replace(run, data=spec.retain, limit=None, training=training, out=str(folder / RETRAINED))
+    again = on_all(run, spec.retain, folder / RETRAINED)
     done = train(again, resume=resume and (folder / RETRAINED / "run.json").is_file(), progress=progress)
     return Loaded(done.model, done.processor, run.model, "", "", [])
 
