@@ -15,7 +15,6 @@ from rich.console import Console
 from torch import Tensor
 from torch.func import functional_call
 
-from luthier import models
 from luthier.core.adapters.control import trainable
 from luthier.core.contracts.unlearning import Outputs
 from luthier.core.device import AUTO
@@ -28,6 +27,7 @@ from luthier.core.storage.folder import adapter_folder
 from luthier.data.labels import labels_in_order
 from luthier.models import Loaded, licence_of
 from luthier.training.adam_state import AdamState
+from luthier.training.base import base_of
 from luthier.training.beginning import begin
 from luthier.training.progress import quiet
 from luthier.training.run import train
@@ -112,7 +112,7 @@ def _loaded(adapter: str, run: Run, rows: Rows) -> Loaded:
     """The base with the adapter of a run folder."""
     folder = adapter_folder(adapter)
     labels = format_.read(folder)["measured"].get("labels")
-    loaded = models.load(run.model, task=rows.task, dtype=run.training.precision, labels=labels, attn=run.training.attn)
+    loaded = base_of(run, rows.task, labels)
     store.load(loaded.model, folder, run.name)
     return loaded
 
