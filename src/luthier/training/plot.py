@@ -51,7 +51,7 @@ def _draw(axes: Any, lines: list[dict[str, Any]], names: Sequence[str]) -> None:
 
 
 def column(lines: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """Returns (steps, values) of the lines that have `name`, less those where it is no number."""
+    """Returns (steps, values) of the lines that have `name`, less those where it is not a number."""
     found = [(line["step"], line[name]) for line in lines if line.get(name) is not None and math.isfinite(line[name])]
     return [step for step, _ in found], [value for _, value in found]
 
