@@ -29,6 +29,7 @@ def lines(path):
 
 @pytest.mark.parametrize("by", ["got_d", "bm25"])
 def test_rows_are_chosen_and_written_as_they_are(call, files, tmp_path, by, drawn):
+    pytest.importorskip({"got_d": "ot", "bm25": "bm25s"}[by])
     pool, target = files
     out = tmp_path / "out.jsonl"
     done = call("select", pool, "--by", by, "--target", target, "--rows", 8, "--out", out, "--json")

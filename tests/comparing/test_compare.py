@@ -12,8 +12,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import luthier as lt
+from luthier import models
 from luthier.comparing import Study, records, runner
-from luthier.comparing import fit as fits
 from luthier.comparing.measures.forgetting import HELD, _tasks
 from luthier.comparing.plan import checked
 from luthier.comparing.rows import read_held
@@ -263,18 +263,34 @@ def test_a_base_is_loaded_as_training_loads_it(bert, tmp_path, monkeypatch):
     rows = [{"text": "ab" * (i % 7 + 1), "label": i % 2} for i in range(40)]
     data = {name: {"train": write_rows(tmp_path / f"{name}.jsonl", rows[at:])} for name, at in (("a", 0), ("b", 2))}
     values = {"models": str(tmp_path / "headed"), "data": data, "methods": ["base"], "seeds": [0], "training": QUICK}
-    asked, load = [], fits.models.load
+    asked, load = [], models.load
 
     def seen(name, *, quantize=None, **kwargs):
         asked.append(quantize)
         return load(name, **kwargs)
 
-    monkeypatch.setattr(fits.models, "load", seen)
+    monkeypatch.setattr(models, "load", seen)
     values["training"] = QUICK | {"quantize": "int8"}
     done = runner.carry_out(Study.from_dict(values), tmp_path / "s", progress=False)
     assert [run.trainable for run in done.records] == [0, 0] and all(0 <= run.score <= 1 for run in done.records)
     assert "int8" in asked
     assert [set(run.forgetting) for run in done.records] == [{"b"}, {"a"}]  # the same classes
+
+
+@pytest.mark.parametrize("where", ["study", "data", "method"])
+def test_a_seed_among_the_settings_is_refused(study, where):
+    """Every method has each of the study's."""
+    table = {"training": {"seed": 7}}
+    values = (
+        study.to_dict()
+        | {
+            "study": table,
+            "data": {"data": {"sums": study.to_dict()["data"]["sums"] | table}},
+            "method": {"settings": {"lora": table}},
+        }[where]
+    )
+    with pytest.raises(LuthierError, match="seed"):
+        Study.from_dict(values)
 
 
 def test_what_is_kept_of_the_base_goes_by_how_it_is_packed(study, held, tmp_path):

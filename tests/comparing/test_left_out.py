@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,19 @@ def test_a_group_that_was_left_out_is_known_better_by_all_sets_than_by_one_or_no
         found["all sets - untuned"]["auc"] == pytest.approx(apart)
         and done.figures["all"]["untuned"]["descriptions"] == 8
     )
+
+
+def test_the_untuned_base_is_the_one_that_is_trained(model, sets, tmp_path, monkeypatch):
+    asked, load = [], models.load
+
+    def seen(name, *, quantize=None, attn=None, **kwargs):
+        asked.append((quantize, attn))
+        return load(name, **kwargs)
+
+    monkeypatch.setattr(models, "load", seen)
+    settings = {"steps": 1, "quantize": "int8", "attn": "eager"}
+    leave_out(replace(run_of(model, sets, tmp_path / "run", **settings), form=lt.LoRA(rank=2)), sets, progress=False)
+    assert asked == 5 * [("int8", "eager")]  # untuned and all sets of each group, and one set where that is not all
 
 
 def test_a_killed_one_goes_on_exactly(model, sets, tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ from luthier.federating.change import Change, fill, folded, taken
 from luthier.federating.command import command
 from luthier.federating.prepare import Plan, planned
 from luthier.federating.run import carry_out
+from luthier.federating.spec import REFUSED, UNREAD
 from luthier.training import Run, Training, train
 from luthier.training.session import load
 
@@ -415,3 +416,24 @@ def test_a_damaged_answer_of_a_client_is_told(tmp_path):
     save_file({}, path)
     with pytest.raises(lt.LuthierError, match="is damaged"):
         folders.kept(tmp_path, 1, 0)
+
+
+SET = {"pack": True, "eval_every": 2, "patience": 2, "save_every": 2, "keep": 3, "noise_scale": True,
+       "report_to": "tensorboard", "quantize": "int8", "shard": True, "best": "loss"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*UNREAD, *REFUSED])
+def test_a_setting_that_no_client_reads_is_refused(llama, additions, tmp_path, name):
+    needed = {"patience": {"best": "loss"}, "noise_scale": {"accumulate": 2}}.get(name, {})
+    training = replace(SHORT, **needed, **{name: SET[name]})
+    with pytest.raises(lt.LuthierError, match=name):
+        lt.federate(llama, additions, form=FORM, clients=2, training=training, out=str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "federation.json").exists()
+
+
+def test_the_command_line_does_not_offer_it(capsys):
+    from luthier.cli import main
+
+    main(["federate", "--help"])
+    told = capsys.readouterr().out
+    assert "--lr" in told and not [name for name in (*UNREAD, *REFUSED) if f"--{name.replace('_', '-')}" in told]

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import io
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,14 +15,18 @@ import tarfile
 import time
 import zipfile
 from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 
 from luthier.core.errors import LuthierError
+from luthier.core.toml import tomllib
 from luthier.models.cache import commit, models_folder
 from luthier.models.catalogue import Entry, File
 
 _fetch = importlib.import_module("luthier.models.fetch")
+ROOT = Path(__file__).parents[2]
 
 CONTENT = {"pkg/config.json": b"{}", "pkg/part0": b"first", "pkg/part1": b"second"}
 
@@ -232,3 +238,23 @@ def test_the_import_is_light():
     start = time.monotonic()
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert time.monotonic() - start < 5
+
+
+def test_a_model_of_the_catalogue_is_converted_by_what_is_always_installed():
+    """No extra is needed for the models that the pages name: what the conversions import comes with Luthier."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    brought = [each for each in metadata.requires("transformers") or [] if "extra ==" not in each]
+    always = {re.split(r"[^\w-]", each)[0].replace("-", "_") for each in (*declared, *brought)}
+    found = {
+        name.partition(".")[0]
+        for path in Path(_fetch.__file__).parent.joinpath("convert").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in _imported(node)
+    }
+    assert "torch" in found and found - always - set(sys.stdlib_module_names) == {"luthier"}
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.ImportFrom):
+        return [node.module or ""]
+    return [each.name for each in node.names] if isinstance(node, ast.Import) else []

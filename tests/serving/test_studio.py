@@ -141,6 +141,13 @@ def test_runs_are_read_as_they_are_written(ask, shelf):
     assert ask().get("/api/runs").json()["runs"][0]["state"] == "damaged"
 
 
+def test_a_figure_that_is_no_number_has_a_gap(ask, shelf):
+    """As earlier versions wrote them, and as they are written now."""
+    text = '{"step": 1, "eval_pearson": NaN}\n{"step": 2, "eval_pearson": null}\n{"step": 3, "eval_pearson": 0.5}\n'
+    (shelf.runs / "old" / "metrics.jsonl").write_text(text)
+    assert ask().get("/api/runs/old").json()["curves"] == {"eval_pearson": [[1, None], [2, None], [3, 0.5]]}
+
+
 def test_long_curves_are_thinned_and_keep_their_end():
     points = [[i, float(i)] for i in range(1001)]
     assert len(runs.thinned(points)) <= runs.POINTS and runs.thinned(points)[-1] == points[-1]

@@ -47,7 +47,9 @@ def tell_unread(names: Sequence[str], source: str) -> None:
 
 def say_json(value: Any) -> None:
     """`value` as JSON on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    from luthier.core.records import finite
+
+    sys.stdout.write(json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:

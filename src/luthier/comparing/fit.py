@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 
-from luthier import models
 from luthier.comparing.fitted import Fitted, curves, tensors_on_disk
 from luthier.comparing.plan import Job
 from luthier.comparing.with_peft import fit_peft
 from luthier.core.adapters.control import disabled
+from luthier.training.base import base_of
 from luthier.training.command import command
 from luthier.training.result import Result
 from luthier.training.run import train
@@ -48,15 +48,7 @@ def fitted(job: Job, trained: Train) -> Fitted:
 
 
 def _untouched(job: Job) -> Fitted:
-    settings, read = job.run.training, job.data
-    loaded = models.load(
-        job.run.model,
-        task=read.task,
-        labels=read.labels,
-        dtype=settings.precision,
-        quantize=settings.quantize,
-        attn=settings.attn,
-    )
+    loaded = base_of(job.run, job.data.task, job.data.labels)
     total = sum(p.numel() for p in loaded.model.parameters())
     return Fitted(loaded.model, loaded.processor, nullcontext, 0, total, 0, [], [], 0.0, "")
 

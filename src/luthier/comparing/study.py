@@ -135,6 +135,11 @@ class Study:
             if value is not None and value < low:
                 raise LuthierError(f"{name} is {value}; expected at least {low}.")
         self._check_until()
+        tables = [self.training, *(each.training for each in (*self.data.values(), *self.settings.values()))]
+        if any("seed" in each for each in tables):
+            raise LuthierError(
+                "training has a seed, and every method of a study is trained with each of its seeds; say seeds = [7]."
+            )
         for name in self.settings:
             if name not in self.methods:
                 raise LuthierError(f"settings are for {name!r}{near(name, self.methods)} The study has no such method.")

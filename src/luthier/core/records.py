@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -43,6 +44,15 @@ def recorded(path: Path, largest: int = LARGEST_JSON) -> Iterator[Any]:
     kind, are told as damage."""
     with guarded(f"{path} is damaged, or was changed by hand"):
         yield read_json(path, largest)
+
+
+def finite(value: Any) -> Any:
+    """Returns a value as JSON holds it: null for NaN and infinities, which it has no number for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    return [finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def write_json(path: Path, value: Any) -> None:

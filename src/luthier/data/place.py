@@ -17,7 +17,7 @@ Beside = tuple[int | None, str | None]
 
 def places(template: Template, turns: list[Message], answers: list[int], text: str) -> dict[int, Span | None]:
     """Where each answer stands in `text`, the render of all turns; None where it cannot be told from the rest."""
-    declared = _declared(template, turns)
+    declared = _declared(template, turns, text)
     found: dict[int, Span | None] = {}
     for turn in answers:
         own = _clipped(template, turns, turn, text, declared[turn]) if declared else None
@@ -30,16 +30,18 @@ def shared(first: str, second: str) -> int:
     return len(os.path.commonprefix([first, second]))  # noqa: RUF071 - characters are meant
 
 
-def _declared(template: Template, turns: list[Message]) -> dict[int, Span] | None:
+def _declared(template: Template, turns: list[Message], text: str) -> dict[int, Span] | None:
     """The spans that a template marks with `{% generation %}`, or None when it marks not one for
-    every answer."""
+    every answer. White space that a tokenizer trims off the start of a token belongs to the token."""
     if not GENERATION.search(template.source):
         return None
     out = template.tracked(turns)
     offsets = [tuple(pair) for pair in out["offset_mapping"]]
     mask = list(out["assistant_masks"])
     edges = [i for i in range(len(mask) + 1) if (i and mask[i - 1]) != (i < len(mask) and mask[i])]
-    spans = [(offsets[a][0], offsets[b - 1][1]) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    before = [offsets[a - 1][1] if a else 0 for a in edges[::2]]
+    starts = [end + len(text[end : offsets[a][0]].rstrip()) for a, end in zip(edges[::2], before, strict=True)]
+    spans = [(start, offsets[b - 1][1]) for start, b in zip(starts, edges[1::2], strict=True)]
     said = [i for i, m in enumerate(turns) if m["role"] == "assistant"]
     return dict(zip(said, spans, strict=True)) if len(spans) == len(said) else None
 

@@ -20,6 +20,7 @@ from luthier.evaluating.evaluate import evaluate
 from luthier.evaluating.front import BASE, Front, Point, flagged
 from luthier.evaluating.pareto_plot import plot
 from luthier.evaluating.untrained import refuse_untrained
+from luthier.training.base import base_of
 from luthier.training.checkpoint import Checkpoint, checkpoints, read
 from luthier.training.folder import read_run
 from luthier.training.spec import Run
@@ -189,11 +190,5 @@ class Lent:
 
     def _load(self) -> models.Loaded:
         if self.loaded is None:
-            self.loaded = models.load(
-                self.run.model,
-                task=models.fitted_task(self.spec),
-                dtype=self.run.training.precision,
-                labels=self.spec["measured"].get("labels"),
-                quantize=self.run.training.quantize,
-            )
+            self.loaded = base_of(self.run, models.fitted_task(self.spec), self.spec["measured"].get("labels"))
         return self.loaded

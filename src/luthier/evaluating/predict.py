@@ -16,6 +16,7 @@ from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
 from luthier.core.notebook import figures, shown
 from luthier.core.paths import path_of
+from luthier.core.records import finite
 from luthier.data.objects import source_of
 from luthier.data.rewriting.journal import Journal
 
@@ -290,7 +291,7 @@ def _cell(value: Any) -> Any:
 
 def _jsonl(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        file.writelines(json.dumps(finite(row), ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
 def _parquet(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

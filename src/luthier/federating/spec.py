@@ -70,6 +70,13 @@ APART = [name for name, choice in CHOICES.items() if choice.apart or name == "ca
 """Choices of a run that clients cannot make, or have no use for."""
 
 
+UNREAD = ("pack", "eval_every", "patience", "save_every", "keep", "noise_scale", "report_to")
+"""Settings of training that a client in a round does not read: it is measured by the server, and begins its round again
+where it is interrupted."""
+REFUSED = ("quantize", "shard", "best")
+"""Settings of training that would change what a client sends."""
+
+
 def check_run(run: Run) -> None:
     """Raises for a run that clients cannot share."""
     form = run.form
@@ -92,6 +99,7 @@ def check_run(run: Run) -> None:
     check_scaled(run)
     if run.objective.samples:
         raise LuthierError(f"{run.objective.name()} samples answers from the model, which clients do not.")
+    run.training.refuse(UNREAD, "and clients are measured and kept by the round, on padded batches")
     if run.training.best is not None:
         raise LuthierError(
             "best keeps the adapter of one run's best evaluation, and a client's round has none; leave it out."

@@ -1,4 +1,4 @@
-"""A base that is held in memory instead of being named: it is adapted where it lies."""
+"""The base of a run: loaded as the run says, or held in memory, where it is adapted where it lies."""
 
 from __future__ import annotations
 
@@ -11,9 +11,25 @@ from luthier.models import Loaded
 
 if TYPE_CHECKING:
     from luthier.training.prepare import Prepared
-    from luthier.training.spec import Training
+    from luthier.training.spec import Run, Training
 
 PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+def base_of(run: Run, task: str, labels: list[str] | None) -> Loaded:
+    """Loads the base of a run for a task, with these classes: its dtype, its quantisation and its attention are those
+    that the run trains with, for whoever compares it with what was trained."""
+    settings = run.training
+    return models.load(
+        run.model,
+        task=task,
+        labels=labels,
+        dtype=settings.precision,
+        quantize=settings.quantize,
+        attn=settings.attn,
+        device="cpu" if settings.shard else None,  # from where it is split, block by block
+        trust_remote_code=run.trust_remote_code,
+    )
 
 
 def loaded_of(model: Any) -> Loaded:

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from luthier.core.guard import guarded, written
-from luthier.core.records import append_text, replace_text
+from luthier.core.records import append_text, finite, replace_text
 from luthier.training.checkpoint import go_on
 
 FILE = "metrics.jsonl"
@@ -92,4 +92,4 @@ class Metrics(TrainerCallback):
         line = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4), **kept}
         line |= {"seconds": round(now - self.start, 3), "run": self.run}
         with written(str(self.folder / FILE), partial(go_on, self.folder)):
-            append_text(self.folder / FILE, json.dumps(line) + "\n")
+            append_text(self.folder / FILE, json.dumps(finite(line)) + "\n")

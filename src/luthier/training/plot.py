@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,8 @@ def _draw(axes: Any, lines: list[dict[str, Any]], names: Sequence[str]) -> None:
 
 
 def column(lines: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """Returns (steps, values) of the lines that have `name`."""
-    found = [(line["step"], line[name]) for line in lines if name in line]
+    """Returns (steps, values) of the lines that have `name`, less those where it is not a number."""
+    found = [(line["step"], line[name]) for line in lines if line.get(name) is not None and math.isfinite(line[name])]
     return [step for step, _ in found], [value for _, value in found]
 
 

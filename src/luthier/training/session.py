@@ -23,7 +23,7 @@ from luthier.training import apart, judged, metrics, routing
 from luthier.training import folder as folders
 from luthier.training.arguments import arguments
 from luthier.training.attachment import attach_all
-from luthier.training.base import check_fits
+from luthier.training.base import base_of, check_fits
 from luthier.training.best import Best
 from luthier.training.card import card
 from luthier.training.checkpoint import Checkpoint, go_on, newest
@@ -315,16 +315,7 @@ def chat_of(prepared: Prepared) -> dict[str, Any]:
 
 def load(run: Run, prepared: Prepared) -> Loaded:
     """Loads the base of a run, with the classes of its rows."""
-    return models.load(
-        run.model,
-        task=prepared.task,
-        dtype=run.training.precision,
-        labels=prepared.examples.labels,
-        quantize=run.training.quantize,
-        attn=run.training.attn,
-        device="cpu" if run.training.shard else None,  # from where it is split, block by block
-        trust_remote_code=run.trust_remote_code,
-    )
+    return base_of(run, prepared.task, prepared.examples.labels)
 
 
 def every(run: Run, steps: int) -> tuple[int, int]:

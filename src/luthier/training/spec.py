@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import multiprocessing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -174,6 +175,13 @@ class Training:
         if self.ema or self.shard:
             other = "ema" if self.ema else "shard"
             raise LuthierError(f"schedule_free keeps an average of its own, which does not go with {other}.")
+
+    def refuse(self, unread: Sequence[str], why: str) -> None:
+        """Raises for settings that are not as usual though nothing reads them; `why` is a clause that says so."""
+        usual = Training()
+        told = [f"{name} is {getattr(self, name)}" for name in unread if getattr(self, name) != getattr(usual, name)]
+        if told:
+            raise LuthierError(f"{', '.join(told)}, {why}; leave {'it' if len(told) == 1 else 'them'} out.")
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the values as JSON."""

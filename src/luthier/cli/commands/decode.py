@@ -76,6 +76,7 @@ class Decode(Fitted):
 
     def run(self, given: Given) -> None:
         from luthier.core.contracts.component import find
+        from luthier.core.records import finite
         from luthier.decoding import answers, members_of
         from luthier.decoding.decode import refuse_draft
         from luthier.decoding.iterated import iterated, refuse_rounds
@@ -103,7 +104,7 @@ class Decode(Fitted):
                 named = dataclasses.asdict(answer)
                 row = {"prompt": prompt, "answer": named.pop("text"), **named}
                 row |= {"round": turn} if self.rounds > 1 else {}
-                sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+                sys.stdout.write(json.dumps(finite(row), ensure_ascii=False) + "\n")
             else:
                 say(f"> {prompt}\n{answer.text}\n" if len(found) > 1 else answer.text)
         if self.draft and not self.json:

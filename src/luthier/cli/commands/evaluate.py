@@ -299,10 +299,10 @@ def _figure(value: float) -> object:
 def write(path: Path, report: dict[str, Any]) -> None:
     """The report as a JSON file, there whole or not at all; a pipe or a device is given it."""
     from luthier.core.guard import written
-    from luthier.core.records import replace_text
+    from luthier.core.records import finite, replace_text
 
     with written(str(path), "Choose another file."):
-        path, text = path_of(path), json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n"
+        path, text = path_of(path), json.dumps(finite(report), indent=2, ensure_ascii=False, default=str) + "\n"
         if path.exists() and not path.is_file():
             path.write_text(text, encoding="utf-8")
         else:

@@ -59,7 +59,7 @@ class Federate(Telling, Signed):
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:
         from luthier.cli.chosen import component_flags
         from luthier.core.contracts.component import find
-        from luthier.federating.spec import APART, Federation
+        from luthier.federating.spec import APART, REFUSED, UNREAD, Federation
         from luthier.training import Run, Training
 
         form, method = option(tokens, "--method") or METHOD, option(tokens, "--aggregation") or AGGREGATION
@@ -67,7 +67,7 @@ class Federate(Telling, Signed):
         return [
             Flags(Federation, "Federation"),
             Flags(Run, "Run", ("form", "training", "model", "data", "name", "out", *APART)),
-            Flags(Training, "Training of a client in a round", ("quantize", "shard", "report_to")),
+            Flags(Training, "Training of a client in a round", (*UNREAD, *REFUSED)),
             *(Flags(each, f"Settings of {each.name()}") for each in parts),
             *component_flags(tokens, but=APART),
         ]

@@ -13,7 +13,6 @@ import numpy as np
 from rich.console import Console
 from transformers import set_seed
 
-from luthier import models
 from luthier.comparing.left_out.sets import QuestionSet, read_sets
 from luthier.core.errors import LuthierError
 from luthier.core.files import claimed
@@ -22,6 +21,7 @@ from luthier.core.owner import owned
 from luthier.core.records import as_read, recorded, replace_json
 from luthier.evaluating import evaluate
 from luthier.evaluating.yes_no import description
+from luthier.training.base import base_of
 from luthier.training.beginning import begin
 from luthier.training.context import loading_for
 from luthier.training.folder import holds_run
@@ -116,7 +116,7 @@ class _Group:
         set_seed(self.run.training.seed)  # heads that are new
         task = self.held[0].rows.task
         labels = self.held[0].rows.labels
-        base = models.load(self.run.model, task=task, dtype=self.run.training.precision, labels=labels)
+        base = base_of(self.run, task, labels)
         found = {UNTUNED: self._measured(base.model, base.processor)}
         del base
         done = self._trained(ALL, None)

@@ -65,7 +65,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     try:
         whole = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-        lines = [json.loads(line) for line in whole]
+        lines = [json.loads(line, parse_constant=lambda _: None) for line in whole]  # earlier versions wrote NaN
         return [line for line in lines if isinstance(line, dict) and "step" in line]
     except (OSError, ValueError, RecursionError):
         return []

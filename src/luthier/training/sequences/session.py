@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from luthier import data, models
+from luthier import data
 from luthier.core.errors import LuthierError
 from luthier.core.files import committed
 from luthier.core.progress import counted
@@ -13,6 +13,7 @@ from luthier.core.storage import store
 from luthier.data.labels import labels_in_order
 from luthier.models import Loaded
 from luthier.training.attachment import attach_all
+from luthier.training.base import base_of
 from luthier.training.penalised import read_state, write_state
 from luthier.training.prepare import Prepared
 from luthier.training.row_gradients import fisher_diagonal
@@ -100,13 +101,4 @@ class TaskSession(Session):
 
 def base(plan: Plan) -> Loaded:
     """Loads the base of a sequence, with the classes of all tasks."""
-    run = plan.run
-    return models.load(
-        run.model,
-        task=plan.tasks[0].prepared.task,
-        dtype=run.training.precision,
-        labels=plan.labels,
-        quantize=run.training.quantize,
-        attn=run.training.attn,
-        trust_remote_code=run.trust_remote_code,
-    )
+    return base_of(plan.run, plan.tasks[0].prepared.task, plan.labels)

@@ -14,7 +14,6 @@ from rich.console import Console
 from torch import Tensor
 from torch.func import functional_call
 
-from luthier import models
 from luthier.core.adapters.control import trainable
 from luthier.core.contracts.unlearning import Outputs
 from luthier.core.files import claimed
@@ -26,6 +25,7 @@ from luthier.core.storage.folder import adapter_folder
 from luthier.data.labels import labels_in_order
 from luthier.models import Loaded, licence_of
 from luthier.training.adam_state import AdamState
+from luthier.training.base import base_of
 from luthier.training.beginning import begin
 from luthier.training.progress import quiet
 from luthier.training.run import train
@@ -110,9 +110,9 @@ def _loaded(adapter: str, run: Run, rows: Rows) -> Loaded:
     """The base with the adapter of a run folder."""
     folder = adapter_folder(adapter)
     labels = format_.read(folder)["measured"].get("labels")
-    settings = run.training
-    dtype = "float32" if settings.precision == "float16" else settings.precision  # nothing here scales a loss
-    loaded = models.load(run.model, task=rows.task, dtype=dtype, labels=labels, attn=settings.attn)
+    if run.training.precision == "float16":  # nothing here scales a loss
+        run = dataclasses.replace(run, training=dataclasses.replace(run.training, precision="float32"))
+    loaded = base_of(run, rows.task, labels)
     store.load(loaded.model, folder, run.name)
     return loaded
 
