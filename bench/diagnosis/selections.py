@@ -2,7 +2,7 @@
 
 The pool has twenty intents of CLINC150, 40 rows each, 80 rows twice and 80 whose label is of another intent. A
 selection takes `TAKEN` rows, LoRA is fitted to them in as many steps each, and the accuracy on the test rows is told,
-as well as how many taken rows are repeated or mislabelled. The null is `random`.
+as well as how many taken rows are repeated or mislabelled. The null is `random`. Seeds that were found before stay.
 
     python -m bench diagnosis-selections --data FOLDER [--steps 60] [--seeds 3]
 """
@@ -73,12 +73,13 @@ def one(way: str, seed: int, rows: dict[str, list[Row]], tests: str, work: Path,
 def main(arguments: Sequence[str] | None = None) -> None:
     """Chooses, fits, scores."""
     given = parsed(arguments, __doc__, "diagnosis-selections", data=True, steps=60, seeds=3)
-    rows, runs = intents(given.data / "clinc150/train.jsonl"), []
+    rows = intents(given.data / "clinc150/train.jsonl")
+    runs = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else []
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         test = [row for each in intents(given.data / "clinc150/test.jsonl").values() for row in each]
         tests = written(work / "test.jsonl", test)
-        for seed in range(given.seeds):
+        for seed in range(len(runs) // len(WAYS), given.seeds):
             runs += [one(way, seed, rows, tests, work, given.steps) for way in WAYS]
             recorded(given.out, runs)
 

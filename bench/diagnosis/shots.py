@@ -22,7 +22,7 @@ from luthier import data
 from luthier.core.contracts.selection import Pool
 
 DRAWS = 4
-METHODS = ("base", "icl:k=8", "icl:k=8&by=random", "lora")
+METHODS = ["base", "icl:k=8", "icl:k=8&by=random", "lora"]
 NAMES = ("xs", "items", "rows", "words", "scores", "names", "values", "parts", "lines", "cells")
 KINDS = (
     ("Reverse the list {a}.", "{a}[::-1]"),
