@@ -23,7 +23,7 @@ from bench.diagnosis._fits import fit, parsed, recorded, written
 import luthier as lt
 from luthier import data
 from luthier.core.contracts.component import find
-from luthier.core.contracts.selection import Pool
+from luthier.core.contracts.selection import Pool, Selection
 from luthier.methods.row_model import Reader
 
 MODEL, TASK, INTENTS, EACH, SPOILT, TAKEN = "minilm-l6", "classification", 20, 40, 80, 240
@@ -57,7 +57,8 @@ def one(way: str, seed: int, rows: dict[str, list[Row]], tests: str, work: Path,
     pool, began = pool_of(rows, seed), time.monotonic()
     plain = [{"text": row["text"], "label": row["label"]} for row in pool]
     examples = data.load(written(work / "pool.jsonl", plain))
-    chosen = data.choose(find("selections", way)(), Pool(examples, None, seed, model=Reader(MODEL, TASK)), TAKEN)
+    selection = find("selections", way, Selection)()
+    chosen = data.choose(selection, Pool(examples, None, seed, model=Reader(MODEL, TASK)), TAKEN)
     taken = [pool[row.row - 1]["kind"] for row in chosen.examples.rows]
     kept = [plain[row.row - 1] for row in chosen.examples.rows]
     chose = time.monotonic() - began
