@@ -229,6 +229,11 @@ def test_rows_that_are_not_there_are_told_before_the_first_gate(llama, trained, 
     assert main(["check", llama, "--adapter", str(trained / "ignores"), "--gates", str(gates)]) == 2
     told = capsys.readouterr().err
     assert "no data file" in told and "measuring" not in told
+    gates.write_text('[[gate]]\nby = "memory_growth"\n')
+    words = ["check", llama, "--adapter", str(trained / "ignores"), "--gates", str(gates), "--other-seed", "nowhere"]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert "no folder nowhere" in told and "measuring" not in told
 
 
 def test_refusals_that_the_base_never_made_cannot_be_lost(llama, trained, tmp_path):

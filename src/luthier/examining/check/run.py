@@ -117,6 +117,8 @@ def check(
     means = Means(base, processor, task, batch, max_length, limit, seed)
     for source in dict.fromkeys(gate.data for gate in wanted.values() if gate.data):
         means.rows(source)
+    if other_seed is not None and not path_of(other_seed).is_dir():
+        raise LuthierError(f"no folder {other_seed} of another seed; give a run, an adapter's folder or a model's.")
     subject = subject_of(means, path_of(target), force=force)
     other = None if other_seed is None else subject_of(means, path_of(other_seed), force=force)
     console, verdicts = Console(stderr=True, quiet=not progress), []
