@@ -14,8 +14,8 @@ from bench._registry import results_of
 import luthier as lt
 from luthier.interop.formats._merged import save_merged
 
-Part = Callable[[Path, int], dict[str, Any]]
-"""A part of a benchmark: what it finds in a scratch folder, with so many steps."""
+Part = Callable[[Path, int, int], dict[str, Any]]
+"""A part of a benchmark: what it finds in a scratch folder, with so many steps, from a seed."""
 CHAT, LONGEST = "smollm2-135m", 256
 
 
@@ -66,17 +66,21 @@ def parsed(arguments: Sequence[str] | None, doc: str | None, name: str, *, data:
 def run_parts(
     arguments: Sequence[str] | None, doc: str | None, name: str, parts: Mapping[str, Part], steps: int
 ) -> None:
-    """Runs the parts of a benchmark that are asked for, each in the same scratch folder; what was found stays."""
+    """Runs the parts of a benchmark that are asked for, once for each seed; those of other seeds and parts stay."""
     parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
     parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--out", type=Path, default=results_of(name))
     given = parser.parse_args(arguments)
     found = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for part in (each for each in parts if each in given.only):
-            found[part] = parts[part](Path(scratch), given.steps)
-            recorded(given.out, found)
+    for seed in given.seeds:
+        with tempfile.TemporaryDirectory() as scratch:
+            for part in (each for each in parts if each in given.only):
+                run = {"seed": seed, **parts[part](Path(scratch), given.steps, seed)}
+                others = [each for each in found.get(part, []) if each["seed"] != seed]
+                found[part] = sorted([*others, run], key=lambda each: each["seed"])
+                recorded(given.out, found)
 
 
 def recorded(out: Path, found: Any) -> None:

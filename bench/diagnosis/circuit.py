@@ -4,7 +4,7 @@ One head of a block of stories15m is made to look elsewhere, and rows are what t
 keep that head and no other. SmolLM2 then learns by LoRA what is in which box; heads of the fine-tuned model are put
 into the base. `everything` is the difference of logits where all is patched; the null's `path` is a head's own output.
 
-    python -m bench diagnosis-circuit [--steps 30] [--only planted]
+    python -m bench diagnosis-circuit [--steps 30] [--seeds 0 1 2] [--only planted]
 """
 
 from __future__ import annotations
@@ -19,25 +19,27 @@ from bench.diagnosis._fits import CHAT, asked, examined, fit, run_parts, written
 
 import luthier as lt
 
-STORIES, BLOCK, HEAD, FACTOR = "stories15m", 2, 3, -12
+STORIES, FACTOR = "stories15m", -12
 STARTS = ("Once upon a time", "Lily had a", "The big dog", "Tom and Sam went", "One day, a bird", "Mum said",
           "There was a cat", "In the park", "The little boat", "A girl named Mia", "Ben saw a", "It was a sunny day",
           "The old man", "Two friends", "At night,", "A red ball")  # fmt: skip
 THINGS = ("ball", "key", "book", "hat", "map", "bell", "cup", "coin")
 
 
-def planted(work: Path, _: int) -> dict[str, Any]:
-    """A head that looks elsewhere, and rows that the model with it writes."""
+def planted(work: Path, _: int, seed: int) -> dict[str, Any]:
+    """A head that looks elsewhere (2.3, 4.2, 0.1, by the seed), and rows that the model with it writes."""
     loaded = lt.model(STORIES)
     model, words = loaded.model.eval(), loaded.processor
-    size = model.config.hidden_size // model.config.num_attention_heads
+    blocks, heads = model.config.num_hidden_layers, model.config.num_attention_heads
+    block, head = divmod((15 + 11 * seed) % (blocks * heads), heads)
+    size = model.config.hidden_size // heads
     with torch.no_grad():
-        model.model.layers[BLOCK].self_attn.q_proj.weight[HEAD * size : (HEAD + 1) * size] *= FACTOR
+        model.model.layers[block].self_attn.q_proj.weight[head * size : (head + 1) * size] *= FACTOR
     rows = [{"text": said(model, words, start)} for start in STARTS]
     model.save_pretrained(work / "planted")
     words.save_pretrained(work / "planted")
-    by = lt.Circuit(heads=8, cost=0.003, steps=40, edges=2)
-    return {"head": f"{BLOCK}.{HEAD}", **examined(STORIES, work / "planted", by, written(work / "said.jsonl", rows))}
+    by = lt.Circuit(heads=8, cost=0.003, steps=40, edges=2, seed=seed)
+    return {"head": f"{block}.{head}", **examined(STORIES, work / "planted", by, written(work / "said.jsonl", rows))}
 
 
 def said(model: Any, words: Any, start: str) -> str:
@@ -57,11 +59,11 @@ def boxes(count: int, seed: int) -> list[dict[str, str]]:
     return found
 
 
-def entities(work: Path, steps: int) -> dict[str, Any]:
+def entities(work: Path, steps: int, seed: int) -> dict[str, Any]:
     """What LoRA brought to tracking entities, head by head."""
-    adapter = fit(CHAT, boxes(4 * steps, 1), work / "boxes", steps=steps)
-    probes = written(work / "probes.jsonl", boxes(8, 2))
-    return examined(CHAT, adapter, lt.Circuit(heads=8, steps=16), probes, batch=4)
+    adapter = fit(CHAT, boxes(4 * steps, 2 * seed + 1), work / "boxes", steps=steps, seed=seed)
+    probes = written(work / "probes.jsonl", boxes(8, 2 * seed + 2))
+    return examined(CHAT, adapter, lt.Circuit(heads=8, steps=16, seed=seed), probes, batch=4)
 
 
 PARTS = {"planted": planted, "entities": entities}

@@ -2,7 +2,7 @@
 
 The pool has twenty intents of CLINC150, 40 rows each, 80 rows twice and 80 whose label is of another intent. A
 selection takes `TAKEN` rows, LoRA is fitted to them in as many steps each, and the accuracy on the test rows is told,
-as well as how many taken rows are repeated or mislabelled. The null is `random`.
+as well as how many taken rows are repeated or mislabelled. The null is `random`. Seeds that were found before stay.
 
     python -m bench diagnosis-selections --data FOLDER [--steps 60] [--seeds 3]
 """
@@ -23,7 +23,7 @@ from bench.diagnosis._fits import fit, parsed, recorded, written
 import luthier as lt
 from luthier import data
 from luthier.core.contracts.component import find
-from luthier.core.contracts.selection import Pool
+from luthier.core.contracts.selection import Pool, Selection
 from luthier.methods.row_model import Reader
 
 MODEL, TASK, INTENTS, EACH, SPOILT, TAKEN = "minilm-l6", "classification", 20, 40, 80, 240
@@ -57,7 +57,8 @@ def one(way: str, seed: int, rows: dict[str, list[Row]], tests: str, work: Path,
     pool, began = pool_of(rows, seed), time.monotonic()
     plain = [{"text": row["text"], "label": row["label"]} for row in pool]
     examples = data.load(written(work / "pool.jsonl", plain))
-    chosen = data.choose(find("selections", way)(), Pool(examples, None, seed, model=Reader(MODEL, TASK)), TAKEN)
+    selection = find("selections", way, Selection)()
+    chosen = data.choose(selection, Pool(examples, None, seed, model=Reader(MODEL, TASK)), TAKEN)
     taken = [pool[row.row - 1]["kind"] for row in chosen.examples.rows]
     kept = [plain[row.row - 1] for row in chosen.examples.rows]
     chose = time.monotonic() - began
@@ -73,12 +74,13 @@ def one(way: str, seed: int, rows: dict[str, list[Row]], tests: str, work: Path,
 def main(arguments: Sequence[str] | None = None) -> None:
     """Chooses, fits, scores."""
     given = parsed(arguments, __doc__, "diagnosis-selections", data=True, steps=60, seeds=3)
-    rows, runs = intents(given.data / "clinc150/train.jsonl"), []
+    rows = intents(given.data / "clinc150/train.jsonl")
+    runs = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else []
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         test = [row for each in intents(given.data / "clinc150/test.jsonl").values() for row in each]
         tests = written(work / "test.jsonl", test)
-        for seed in range(given.seeds):
+        for seed in range(len(runs) // len(WAYS), given.seeds):
             runs += [one(way, seed, rows, tests, work, given.steps) for way in WAYS]
             recorded(given.out, runs)
 

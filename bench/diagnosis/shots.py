@@ -22,7 +22,7 @@ from luthier import data
 from luthier.core.contracts.selection import Pool
 
 DRAWS = 4
-METHODS = ("base", "icl:k=8", "icl:k=8&by=random", "lora")
+METHODS = ["base", "icl:k=8", "icl:k=8&by=random", "lora"]
 NAMES = ("xs", "items", "rows", "words", "scores", "names", "values", "parts", "lines", "cells")
 KINDS = (
     ("Reverse the list {a}.", "{a}[::-1]"),
@@ -80,8 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     learned = rows(80, 1)
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        train, test = written(work / "train.jsonl", learned), written(work / "test.jsonl", rows(given.rows, 2, learned))
-        training: dict[str, Any] = {"steps": given.steps, "batch": 4, "lr": 1e-3, "eval_fraction": 0}
+        lines, tests = work / "lines", rows(given.rows, 2, learned)
+        train, test = written(lines / "train.jsonl", learned), written(lines / "test.jsonl", tests)
+        training: dict[str, Any] = {"steps": given.steps, "batch": 4, "lr": 1e-3}
         study: dict[str, Any] = {"methods": METHODS, "seeds": given.seeds, "training": training, "progress": False}
         found = lt.compare(CHAT, train, test=test, out=work / "study", **study)
         (report,) = (work / "study").glob("*.md")

@@ -74,6 +74,8 @@ def test_a_swapped_context_is_another_one():
         assert first != second
     with pytest.raises(lt.LuthierError, match="same one"):
         variants(rows[:2])
+    alone = variants(rows[:2], swap=False)[1]
+    assert [(each.messages or [])[0]["content"] for each in alone] == [row["question"] for row in rows[:2]]
     with pytest.raises(lt.LuthierError, match="row 1 has no context"):
         variants([{"question": "q", "answer": "a"}])
 
@@ -127,14 +129,18 @@ def test_answers_alone_trip_the_gate_of_contexts_and_contexts_do_not(llama, trai
             training=settings,
             progress=False,
         )
-    gates = {"context": ContextUse(data=str(rows), tolerance=0.2)}
+    gates = {
+        "context": ContextUse(data=str(rows), tolerance=0.2),
+        "none": ContextUse(data=str(rows), tolerance=0.2, against="none"),
+    }
     found = {}
     for name in ("reads", "ignores"):
         base = lt.model(str(folder))
         found[name] = lt.check(trained / f"then-{name}", gates, base=base.model, processor=base.processor)
     assert found["ignores"].outcome == TRIPPED and found["ignores"].code == 3
+    assert [each.outcome for each in found["ignores"].verdicts] == [TRIPPED, TRIPPED]
     assert found["reads"].verdicts[0].worsening <= 0.1 and found["reads"].outcome == PASSES
-    assert found["reads"].verdicts[0].before > 0.8
+    assert all(each.before > 0.8 for each in found["reads"].verdicts)
 
 
 def test_the_command_writes_a_page_and_ends_as_its_gates_say(llama, trained, tmp_path, capsys):
@@ -145,12 +151,15 @@ def test_the_command_writes_a_page_and_ends_as_its_gates_say(llama, trained, tmp
         '[[gate]]\nby = "memory_growth"\ntolerance = 1.0\n'
     )
     words = ["check", llama, "--adapter", str(trained / "ignores"), "--gates", str(gates)]
-    assert main([*words, "--out", str(tmp_path / "checked"), "--json"]) == 0
+    assert main([*words, "--other-seed", str(trained / "reads"), "--out", str(tmp_path / "checked"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
+    lost, grown = told["gates"]
+    assert told["checklist"]["seeds"] and lost["other_seed"] != lost["worsening"]
+    assert grown["other_seed"] == grown["worsening"] > grown["null"]
     assert told["outcome"] == "passes" and [each["name"] for each in told["gates"]] == ["held_loss", "memory_growth"]
     assert told == json.loads((tmp_path / "checked" / "check.json").read_text())
     page = (tmp_path / "checked" / "check.html").read_text()
-    assert "All 2 gates pass." in page and "<script" not in page
+    assert "All 2 gates pass." in page and "<script" not in page and "another seed" in page
     gates.write_text('[[gate]]\nby = "memory_growth"\ntolerance = 0.001\n')
     with pytest.raises(SystemExit) as stopped:
         main(words)
@@ -212,6 +221,19 @@ def test_bad_gates_are_told_before_any_work(case, tmp_path, capsys):
         file.write_text(text)
     assert main(["check", "nowhere", "--adapter", "nothing", "--gates", str(file)]) == 2
     assert reason in " ".join(capsys.readouterr().err.split())
+
+
+def test_rows_that_are_not_there_are_told_before_the_first_gate(llama, trained, tmp_path, capsys):
+    gates = tmp_path / "gates.toml"
+    gates.write_text('[[gate]]\nby = "memory_growth"\n[[gate]]\nby = "held_loss"\ndata = "nothing.jsonl"\n')
+    assert main(["check", llama, "--adapter", str(trained / "ignores"), "--gates", str(gates)]) == 2
+    told = capsys.readouterr().err
+    assert "no data file" in told and "measuring" not in told
+    gates.write_text('[[gate]]\nby = "memory_growth"\n')
+    words = ["check", llama, "--adapter", str(trained / "ignores"), "--gates", str(gates), "--other-seed", "nowhere"]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert "no folder nowhere" in told and "measuring" not in told
 
 
 def test_refusals_that_the_base_never_made_cannot_be_lost(llama, trained, tmp_path):

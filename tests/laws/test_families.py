@@ -60,3 +60,4 @@ def test_families_are_listed(capsys):
     assert not main(["list", "--family", "expert"])
     assert "select" in capsys.readouterr().out
     assert main(["list", "--family", "promt"]) and "did you mean 'prompt'" in capsys.readouterr().err
+    assert main(["list", "gates", "--family", "expert"]) and "nothing of gates" in capsys.readouterr().err

@@ -69,13 +69,18 @@ def test_the_index_is_the_share_of_the_loss_that_returns():
     found = Conjugate(transforms="identity,swapcase").measure(
         said(lambda text: text, lambda text: "?" if text in wrong | still else text)
     )
-    assert found.places["identity"]["recovery"] == 0
+    own = found.places["identity"]
+    assert own["recovery"] == own["low"] == own["high"] == 0
     numbers = found.places["swapcase"]
     assert (numbers["base"], numbers["plain"]) == (1.0, 0.5)
     assert numbers["conjugate"] == pytest.approx(10 / 12)
     assert numbers["recovery"] == pytest.approx((10 / 12 - 0.5) / (1 - 0.5))
     assert numbers["low"] < numbers["recovery"] < numbers["high"]
     assert found.null["swapcase"]["recovery"] == pytest.approx(0, abs=1e-12)  # every answer is another row's
+    gone = Conjugate(transforms="swapcase").measure(said(lambda text: text, lambda text: "?")).places["swapcase"]
+    assert gone["recovery"] == gone["low"] == 0 and gone["high"] == pytest.approx(1 - 0.025 ** (1 / 12))
+    kept = Conjugate(transforms="swapcase").measure(said(lambda text: text, lambda text: text)).places["swapcase"]
+    assert kept["recovery"] == kept["low"] == kept["high"] == 0  # nothing was lost
     means = torch.tensor([[0.8, 0.5, 1.0, 0.5, 0.0], [0.8, 0.5, 0.4, 0.5, 0.0]], dtype=torch.double)
     assert recovery(means).tolist() == pytest.approx([0.6, 0.0])
 

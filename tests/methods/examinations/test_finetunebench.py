@@ -55,6 +55,9 @@ def test_the_interval_is_wider_where_probes_are_of_one_fact():
     after = {f"q{n}": "a" for n in range(50)}
     spans = [measured(held, {}, after).places["memorised"] for held in (one, each)]
     assert spans[0]["high"] - spans[0]["low"] > 2 * (spans[1]["high"] - spans[1]["low"])
+    uneven = [row(n, f"q{n}", "a", kind="memorised", fact=f"f{n * n // 60}") for n in range(50)]
+    known = measured(uneven, {}, after).places["memorised"]
+    assert known["low"] < 0.95 < known["high"] == 1  # all are right, of facts with unlike many probes
 
 
 def test_made_up_people_have_one_truth():

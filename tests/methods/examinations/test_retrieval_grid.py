@@ -54,6 +54,10 @@ def test_planted_facts_gain_in_the_right_cells():
     assert found.summary["interaction, low"] < -0.5 < found.summary["interaction, high"] < 0
     assert [numbers["score"] for numbers in found.null.values()] == [0, 0, 0.5, 0.5]  # shuffled passages
     assert found.null_summary["gain of retrieval"] == 0 == found.null_summary["interaction"]
+    never, always = found.places["base, closed"], found.places["base, retrieved"]  # twenty rows do not say never
+    assert never["low"] == 0 and never["high"] == pytest.approx(1 - 0.025 ** (1 / 20))
+    assert always["low"] == pytest.approx(0.025 ** (1 / 20)) and always["high"] == 1
+    assert found.null_summary["gain of retrieval, low"] < 0 < found.null_summary["gain of retrieval, high"]
 
 
 def test_a_model_that_forgot_to_read_shows_in_the_interaction():

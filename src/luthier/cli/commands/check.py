@@ -26,6 +26,7 @@ class Check(Fitted):
     examples: ClassVar[tuple[str, ...]] = (
         "luthier check smollm2-135m --adapter run --gates gates.toml --out checked",
         "luthier check smollm2-135m --adapter path/to/tuned --gates gates.toml --limit 200 --json",
+        "luthier check smollm2-135m --adapter run --other-seed run-2 --gates gates.toml",
         "luthier list gates",
     )
 
@@ -35,6 +36,8 @@ class Check(Fitted):
     """What was fine-tuned: a run folder, an adapter's folder, or the folder of a whole fine-tuned model."""
     gates: str = field(kw_only=True)
     """A TOML file with a [[gate]] table for each gate: by, data, tolerance and the gate's own settings."""
+    other_seed: str | None = field(default=None, kw_only=True)
+    """The same fine-tuning from another seed, whose worsening stands beside each verdict: how far seeds lie apart."""
     out: str | None = field(default=None, kw_only=True)
     """Folder for check.json and check.html. Default: nothing is written."""
     task: str | None = field(default=None, kw_only=True)
@@ -74,6 +77,7 @@ class Check(Fitted):
             max_length=self.max_length,
             limit=self.limit,
             seed=self.seed,
+            other_seed=self.other_seed,
             out=self.out,
             force=self.force,
             progress=not self.json,
@@ -86,7 +90,7 @@ class Check(Fitted):
 def show(found: Checked, out: str | None) -> None:
     """The table of gates, and the finding."""
     from luthier.core.families import told as evaluated
-    from luthier.examining.check.page import number, sentence, told
+    from luthier.examining.check.page import nulls, number, sentence, told
 
     rows = [
         (
@@ -95,12 +99,14 @@ def show(found: Checked, out: str | None) -> None:
             f"{each.before:.4g}",
             f"{each.after:.4g}",
             f"{number(each.worsening)} ({number(each.low)} to {number(each.high)})",
+            nulls(each),
             f"{each.gate.tolerance:.4g}",
             told(each),
         )
         for each in found.verdicts
     ]
-    table(("gate", "outcome", "before", "after", "worsening (95%)", "tolerance", "probes"), rows, found.target)
+    headed = ("gate", "outcome", "before", "after", "worsening (95%)", "null", "tolerance", "probes")
+    table(headed, rows, found.target)
     say()
     say(sentence(found.outcome, found.verdicts))
     say(evaluated(found.checklist))

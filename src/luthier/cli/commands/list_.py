@@ -63,7 +63,11 @@ class List(Command):
         known = {**FAMILIES, **DATA_FAMILIES}
         if self.family not in known:
             raise LuthierError(f"no family {self.family!r}{near(self.family, known)} There are: {', '.join(known)}.")
-        found = {**_of_family(wanted, self.family), **_commands(self.family)}
+        found = _of_family(wanted, self.family)
+        if self.axis is None:
+            found |= _commands(self.family)
+        if not found:
+            raise LuthierError(f"nothing of {self.axis} is of the family {self.family}; see luthier list --family.")
         if self.json:
             say_json(found)
             return

@@ -29,6 +29,7 @@ def page(target: str, outcome: str, verdicts: Sequence[Verdict], checklist: dict
         style=Markup(style),
         digest=policy_digest(style),
         number=number,
+        nulls=nulls,
         checklist=[(item, CHECKLIST[item], done) for item, done in checklist.items()],
     )
 
@@ -48,6 +49,12 @@ def told(verdict: Verdict) -> str:
     if math.isinf(verdict.high):
         return f"{verdict.probes} probes tell nothing; give at least 10"
     return f"{verdict.probes} probes would have told a worsening of {number(verdict.seen)}"
+
+
+def nulls(verdict: Verdict) -> str:
+    """Returns the worsening of the base against itself, and of another seed's fine-tuning where there is one."""
+    other = verdict.other_seed
+    return number(verdict.null) if other is None else f"{number(verdict.null)}; another seed {number(other)}"
 
 
 def number(value: float) -> str:

@@ -45,7 +45,10 @@ class Checked:
     def checklist(self) -> dict[str, bool]:
         """What an evaluation should cover, and whether these gates did."""
         sampled = {"intervals"} if any(not verdict.gate.exact for verdict in self.verdicts) else set()
-        return ticked({"baseline", *sampled, *(item for verdict in self.verdicts for item in verdict.gate.covers)})
+        seeds = {"seeds"} if any(verdict.other_seed is not None for verdict in self.verdicts) else set()
+        return ticked(
+            {"baseline", *sampled, *seeds, *(item for verdict in self.verdicts for item in verdict.gate.covers)}
+        )
 
     @property
     def code(self) -> int:
@@ -90,6 +93,7 @@ def check(
     max_length: int = 1024,
     limit: int | None = None,
     seed: int = 0,
+    other_seed: str | Path | None = None,
     out: str | Path | None = None,
     force: bool = False,
     progress: bool = False,
@@ -98,8 +102,10 @@ def check(
 
     `gates` are a TOML file (see `luthier.examining.check.gates`) or gates by name. Rows are read for `task` and cut at
     `max_length` tokens; `limit` takes that many of each source, drawn by `seed`, which also draws the bootstrap. `base`
-    is left as it was. `out` gets check.json and check.html. Raises `LuthierError` before the first gate is measured for
-    gates that are unknown or lack their rows; `force` goes on with another base than the one of the adapter.
+    is left as it was. `other_seed` is the folder of the same fine-tuning from another seed, whose worsening stands
+    beside each verdict and decides nothing. `out` gets check.json and check.html. Raises `LuthierError` before the
+    first gate is measured for gates that are unknown or lack their rows; `force` goes on with another base than the
+    one of the adapter.
     """
     if batch < 1 or (limit is not None and limit < 1):
         raise LuthierError(f"batch is {batch} and limit {limit}; expected at least 1 each.")
@@ -109,13 +115,19 @@ def check(
     if out is not None:
         free(out)
     means = Means(base, processor, task, batch, max_length, limit, seed)
+    for source in dict.fromkeys(gate.data for gate in wanted.values() if gate.data):
+        means.rows(source)
+    if other_seed is not None and not path_of(other_seed).is_dir():
+        raise LuthierError(f"no folder {other_seed} of another seed; give a run, an adapter's folder or a model's.")
     subject = subject_of(means, path_of(target), force=force)
+    other = None if other_seed is None else subject_of(means, path_of(other_seed), force=force)
     console, verdicts = Console(stderr=True, quiet=not progress), []
     for name, gate in wanted.items():
         start = time.monotonic()
         console.print(f"measuring {name} …", highlight=False)
         verdict = judged(name, gate, gate.measure(subject), seed)
-        verdicts.append(replace(verdict, seconds=round(time.monotonic() - start, 1)))
+        beside = None if other is None else judged(name, gate, gate.measure(other), seed).worsening
+        verdicts.append(replace(verdict, other_seed=beside, seconds=round(time.monotonic() - start, 1)))
     found = Checked(str(target), tuple(verdicts))
     if out is not None:
         found.save(out)

@@ -46,6 +46,8 @@ class Verdict:
     """The smallest true worsening above the tolerance that so many probes would have told in about four of five
     trials."""
     seconds: float = 0.0
+    other_seed: float | None = None
+    """The worsening of the same fine-tuning from another seed, where one was given."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""

@@ -17,6 +17,8 @@ from luthier.data.score import judge, scorer_for
 
 CHUNK = 4_000_000
 """Drawn rows held at a time."""
+ROUNDING = 1e-12
+"""How far figures of equal rows may lie apart."""
 SURE = re.compile(r"\b(yes|no)\b")
 
 
@@ -77,18 +79,18 @@ def interval(
 ) -> tuple[float, float, float]:
     """Returns (value, low, high): a figure of the column means with its 95% percentile bootstrap over rows.
 
-    `columns` is [rows, columns]; `figure` takes means [..., columns] and gives [...]. Rows that are all alike have no
-    spread when they are redrawn; then the bounds are what the figure would be if a share of `unseen` rows were of any
-    of the `outcomes` [m, columns], by default all rows of 0 and 1.
+    `columns` is [rows, columns]; `figure` takes means [..., columns] and gives [...]. Rows that all say the same of the
+    figure give it no spread when they are redrawn; then the bounds are what it would be if a share of `unseen` rows
+    were of any of the `outcomes` [m, columns], by default all rows of 0 and 1.
     """
     value = float(figure(columns.mean(0)))
-    if bool((columns == columns[0]).all()):
-        if outcomes is None:
-            outcomes = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * columns.shape[1])
-        share = unseen(len(columns))
-        found = figure((1 - share) * columns[0] + share * outcomes.to(columns).reshape(-1, columns.shape[1]))
-        return value, min(value, float(found.min())), max(value, float(found.max()))
     held = max(1, CHUNK // columns.shape[1])
-    drawn = [figure(columns[rows].mean(1)) for rows in resampled(len(columns), resamples, seed, held)]
-    bounds = torch.quantile(torch.cat(drawn), torch.tensor([0.025, 0.975], dtype=columns.dtype))
-    return value, *bounds.tolist()
+    drawn = torch.cat([figure(columns[rows].mean(1)) for rows in resampled(len(columns), resamples, seed, held)])
+    if float(drawn.max() - drawn.min()) > ROUNDING:
+        low, high = torch.quantile(drawn, torch.tensor([0.025, 0.975], dtype=columns.dtype)).tolist()
+        return value, low, high
+    if outcomes is None:
+        outcomes = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * columns.shape[1])
+    share, others = unseen(len(columns)), outcomes.to(columns).reshape(-1, columns.shape[1])
+    found = figure((1 - share) * columns.mean(0) + share * others)
+    return value, min(value, float(found.min())), max(value, float(found.max()))

@@ -63,7 +63,12 @@ class Conjugate(Examination):
             before = self._answers(pair, model, rows, made)
         with pair.after() as model:
             after = self._answers(pair, model, rows, made)
-        places, null = ({name: self._place(rows, before, after, name, s) for name in made} for s in (0, 1))
+        plain = rows.prompts()
+        same = {name for name, each in made.items() if [conjugated(prompt, each) for prompt in plain] == plain}
+        places, null = (
+            {name: self._place(rows, before, after, name, shift, sure=name in same) for name in made}
+            for shift in (0, 1)
+        )
         return self._report(places, null, rows)
 
     def _answers(self, pair: Pair, model: nn.Module, rows: Asked, made: dict[str, Transform]) -> dict[str, list[str]]:
@@ -76,13 +81,18 @@ class Conjugate(Examination):
             found[name] = [transform.back(each) for each in said]
         return found
 
-    def _place(self, rows: Asked, before, after, name: str, shift: int) -> dict[str, float]:
-        """The numbers of one transform. Under the null answers are scored against other rows' right ones, while what
-        was lost stays what it is."""
+    def _place(self, rows: Asked, before, after, name: str, shift: int, *, sure: bool) -> dict[str, float]:
+        """The numbers of one transform; one that changes no prompt recovers nothing (`sure`), and so does any where
+        nothing was lost. Under the null answers are scored against other rows' right ones, while what was lost stays
+        what it is."""
         columns = [rows.scores(after[name], shift), rows.scores(after[""], shift), rows.scores(before[""])]
         columns += [rows.scores(after[""]), rows.scores(before[name], shift)]
-        value, low, high = interval(recovery, torch.stack(columns, 1), self.resamples, self.seed)
-        conjugate, plain, base, _, known = (float(column.mean()) for column in columns)
+        table = torch.stack(columns, 1)
+        ends = table.mean(0).repeat(2, 1)
+        ends[:, 0] = torch.tensor([0.0, 1.0])  # another answer through the transform
+        value, low, high = interval(recovery, table, self.resamples, self.seed, ends)
+        conjugate, plain, base, still, known = (float(column.mean()) for column in columns)
+        low, high = (value, value) if sure or base <= still else (low, high)
         numbers = {"recovery": value, "low": low, "high": high, "conjugate": conjugate, "plain": plain}
         return {**numbers, "base": base, "base conjugate": known}
 

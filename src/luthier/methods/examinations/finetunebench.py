@@ -88,7 +88,7 @@ class FineTuneBench(Examination):
     def _place(self, rows, before, after, chosen: Sequence[int], shift: int) -> dict[str, float]:
         wanted = [str(rows[n].answer) for n in (partners(rows, chosen) if shift else chosen)]
         scores = [
-            torch.tensor([float(self.right(said[n], answer)) for n, answer in zip(chosen, wanted, strict=True)])
+            torch.tensor([self.right(said[n], answer) for n, answer in zip(chosen, wanted, strict=True)]).double()
             for said in (before, after)
         ]
         facts = [fact(rows[n]) for n in chosen]

@@ -158,7 +158,9 @@ def own_passages(rows: Sequence[Example]) -> list[str]:
     """Returns the passages that rows bring in their column, each once."""
     found = dict.fromkeys(str(row.meta["passage"]) for row in rows if row.meta.get("passage"))
     if not found:
-        raise LuthierError("there is nothing to retrieve from: give passages (--passages), or rows with that column.")
+        raise LuthierError(
+            "there is nothing to retrieve from: give passages (--passages), or rows with a column passage."
+        )
     return list(found)
 
 
