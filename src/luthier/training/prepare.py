@@ -25,7 +25,7 @@ from luthier.training.classes import check_classes
 from luthier.training.curves import check_evaluation
 from luthier.training.from_adapter import check_start
 from luthier.training.spec import Run
-from luthier.training.task_columns import COLUMN, check_types, columns_of, tagged, task_indices, tasks_of
+from luthier.training.task_columns import COLUMN, check_experts, check_types, columns_of, tagged, task_indices, tasks_of
 from luthier.training.unread import unread_of
 from luthier.training.writing import Asked, asked_of, writes
 
@@ -105,6 +105,7 @@ def _prepare(run: Run, beside: Sequence[str | None], shared: bool) -> Prepared:
     tasks = tasks_of(parts) if COLUMN in columns_of(run) else ()
     check_types(run.form, tasks, run.data)
     encoded = [encode(part) for part in parts]
+    check_experts((run.form, *(each.form for each in run.also)), encoded[0], run.data)
     dropped = sum(len(part) - data.sizes_of(made).rows for part, made in zip(parts, encoded, strict=True))
     shaped = []
     for part, features in zip(parts, encoded, strict=True):
