@@ -21,6 +21,7 @@ from luthier.training.adam_state import AdamState
 from luthier.training.unlearning import Unlearn, unlearn
 from luthier.training.unlearning.attribution import NewtonStep, SparseProjection, changes, softmax_curvature
 from luthier.training.unlearning.klom import auc, klom, klom_above_null, margins, membership
+from luthier.training.unlearning.many import _models
 from support.tiny import write_rows
 
 # --- the Newton step --------------------------------------------------------------------------------
@@ -212,6 +213,17 @@ def test_a_prediction_that_no_training_reaches_is_told(trained, tmp_path, capsys
     for name, damping, told in (("a", 1e-9, True), ("b", 1e3, False)):
         unlearn(spec_of(trained, tmp_path / name, "dmm", {"damping": damping}, steps=1), progress=True)
         assert ("raise damping" in capsys.readouterr().err) is told
+
+
+def test_models_of_klom_learn_all_of_their_rows_as_the_oracle_does(trained, tmp_path):
+    run = Run.from_dict(json.loads((Path(trained[0]) / "run.json").read_text())["run"])
+    run = replace(run, limit=7, training=replace(run.training, eval_fraction=0.3))
+    spec = spec_of(trained, tmp_path / "run", "ascent", models=1)
+    found = {kind: one for kind, _, one in _models(spec, run, tmp_path)}
+    assert all(one.training.eval_fraction == 0 for one in found.values())
+    whole, rest = (run.data, 7), (trained[2], None)
+    told = {kind: (one.data, one.limit) for kind, one in found.items()}
+    assert told == {"original": whole, "unlearned": whole, "retrained": rest, "null": rest}
 
 
 @pytest.mark.long

@@ -48,16 +48,19 @@ def klom_figures(
 
 
 def _models(spec: Unlearn, run: Run, folder: Path) -> Iterator[tuple[str, int, Run]]:
-    """(kind, number, the run that makes it or that it is unlearned from), each run of a seed of its own."""
+    """(kind, number, the run that makes it or that it is unlearned from), each run of a seed of its own.
+
+    All learn all of their rows, as the oracle does: another seed would hold out others. A limit is of the run's data.
+    """
     for number in range(spec.models):
         for place, kind in enumerate(KINDS):
             whole = kind == "original" or (kind == "unlearned" and not spec.unlearning.retrains)
             made_by = "original" if whole else kind
             seed = run.training.seed + 1 + number + (0 if whole else place * spec.models)
-            training = dataclasses.replace(run.training, seed=seed, device=AUTO)
+            training = dataclasses.replace(run.training, seed=seed, eval_fraction=0.0, device=AUTO)
+            rows = {} if whole else {"data": spec.retain, "limit": None}
             out = str(folder / f"{made_by}-{number}")
-            yield kind, number, dataclasses.replace(run, data=run.data if whole else spec.retain, out=out,
-                                                    training=training)  # fmt: skip
+            yield kind, number, dataclasses.replace(run, out=out, training=training, **rows)
 
 
 def _made(
