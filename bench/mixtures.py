@@ -32,6 +32,7 @@ from luthier.core.records import replace_json
 from luthier.methods.targeted_form import TargetedForm
 from luthier.training import Run, Training
 from luthier.training.sequences import TaskSequence, carry_out
+from luthier.training.task_columns import columns_of
 
 FFN = "gate_proj, up_proj, down_proj"
 INTENTS, ROWS, TESTS = 15, 12, 8
@@ -77,7 +78,7 @@ def trained(run: Run, tests: str, key: str, nulls: Mapping[str, Change]) -> Iter
     for name, change in {"": tests, **nulls}.items():
         if callable(change):
             change(held)
-        examples = data.load(tests if callable(change) else change, task=run.task)
+        examples = data.load(tests if callable(change) else change, task=run.task, columns=columns_of(run))
         score = lt.evaluate(done.model, done.processor, examples, task=run.task, progress=False).metrics[key]
         for one, before in kept.items():
             held[one].data.copy_(before)
@@ -112,7 +113,7 @@ def one_file(given: argparse.Namespace, name: str, split: str, rows: int) -> str
 
 def mosa(given: argparse.Namespace, seed: int) -> Iterator[dict[str, Any]]:
     """An adapter whose parts take turns: a ViT that learned the digits 0 to 4 is to tell 5 to 9."""
-    backbone, (learn, tests) = vit(given.folder, given.steps), pictures(given.folder, range(5, 10), 8)
+    backbone, (learn, tests) = vit(given.folder, given.steps), pictures(given.folder, range(5, 10), 20)
     place = "output(mlp)"
     for name, each in {
         "head alone": Contestant(lt.BitFit(), "params(vit.layernorm.bias)"),
@@ -122,7 +123,7 @@ def mosa(given: argparse.Namespace, seed: int) -> Iterator[dict[str, Any]]:
     }.items():
         run = Run(backbone, learn, each.form, each.where, str(given.folder / "run"),
                   objective=each.objective or lt.SFT(), task="image-classification",
-                  training=settings(seed, steps=2 * given.steps, lr=2e-3))  # fmt: skip
+                  training=settings(seed, steps=6 * given.steps, lr=2e-3))  # fmt: skip
         for row in trained(run, tests, "accuracy", each.nulls):
             yield {"way": name, **row}
 
@@ -142,7 +143,7 @@ def vit(folder: Path, steps: int) -> str:
     for each in (start, place):
         ViTImageProcessor(size=size).save_pretrained(each)
     run = Run(str(start), pictures(folder, range(5), 100)[0], lt.Full(), "params(vit.*)", str(folder / "vit-run"),
-              task="image-classification", training=settings(0, steps=5 * steps, lr=1e-3))  # fmt: skip
+              task="image-classification", training=settings(0, steps=20 * steps, lr=1e-3))  # fmt: skip
     state = lt.merge(lt.train(run, overwrite=True, progress=False).model).state_dict()
     plain = ViTForImageClassification.from_pretrained(start, trust_remote_code=False)
     own = {key: t for key, t in state.items() if key.startswith("vit.") and ".adapters." not in key}
@@ -338,7 +339,7 @@ def tell(rows: Sequence[Mapping[str, Any]], part: str) -> None:
     by: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         score = next((row[key] for key in ("accuracy", "mrr@10") if key in row), None)
-        score = row["figures"]["forgetting"]["mean"] if score is None else score
+        score = row["figures"]["forgetting"]["value"] if score is None else score
         by.setdefault((row["way"], row["null"]), []).append(score)
     for (way, null), values in by.items():
         print(f"{part}: {way} {null} {statistics.mean(values):.3f} ({', '.join(f'{v:.3f}' for v in values)})")

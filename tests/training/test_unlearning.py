@@ -218,7 +218,7 @@ def test_a_prediction_that_no_training_reaches_is_told(trained, tmp_path, capsys
 def test_models_of_klom_learn_all_of_their_rows_as_the_oracle_does(trained, tmp_path):
     run = Run.from_dict(json.loads((Path(trained[0]) / "run.json").read_text())["run"])
     run = replace(run, limit=7, training=replace(run.training, eval_fraction=0.3))
-    spec = spec_of(trained, tmp_path / "run", "ascent", models=1)
+    spec = spec_of(trained, tmp_path / "run", "ascent", models=3)
     found = {kind: one for kind, _, one in _models(spec, run, tmp_path)}
     assert all(one.training.eval_fraction == 0 for one in found.values())
     whole, rest = (run.data, 7), (trained[2], None)

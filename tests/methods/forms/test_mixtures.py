@@ -465,6 +465,9 @@ def test_skills_of_several_tasks_are_poly_in_peft(heads, tmp_path):
             found = theirs(input_ids=ids(), task_ids=torch.full((2,), place)).logits
         assert torch.allclose(found, logits(model, tasks=task), atol=1e-4)
     assert not torch.allclose(logits(model, tasks="a"), logits(model, tasks="b"), atol=1e-2)
+    for engine, why in (("vllm", "this is POLY"), ("transformers", "no task_ids")):
+        with pytest.raises(lt.LuthierError, match=why):
+            lt.export(tmp_path / "adapter", tmp_path / "engine", to=lt.formats.PEFT(engine=engine), base=base)
 
 
 @pytest.mark.parametrize("form", [lt.LoRAMoE(experts=2), lt.MixLoRA(experts=2), lt.MoSA(dim=4), lt.IAA(dim=4)])
