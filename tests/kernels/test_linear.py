@@ -19,7 +19,24 @@ from luthier.core.contracts.kernel import kernel_of, reference_implementation
 from luthier.kernels._dropout import draw_mask, dropped, keep
 from support.architectures import ARCHITECTURES
 
-FORMS = [name for name in names("forms") if kernel_of(find("forms", name)) is not None]
+KERNELS = [name for name in names("forms") if kernel_of(find("forms", name)) is not None]
+FORMS = [name for name in KERNELS if "linear" in vars(kernel_of(find("forms", name)))]
+
+
+class Chain(nn.Module):
+    """Layers one after the other, also with a container at the root, which `nn.Sequential` would run as a layer."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def __getitem__(self, place: int) -> nn.Module:
+        return self.layers[place]
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
 
 
 def build(dtype=torch.float64, bias: bool = True, subtract_start: bool = False, **settings):
@@ -27,7 +44,7 @@ def build(dtype=torch.float64, bias: bool = True, subtract_start: bool = False, 
 
     def made(name: str) -> nn.Module:
         torch.manual_seed(3)
-        model = nn.Sequential(nn.Linear(12, 12, dtype=dtype), nn.Linear(12, 20, bias=bias, dtype=dtype))
+        model = Chain(nn.Linear(12, 12, dtype=dtype), nn.Linear(12, 20, bias=bias, dtype=dtype))
         cls = find("forms", name)
         form = cls(**{key: value for key, value in settings.items() if key in cls.settings()})
         lt.attach(model, form, "1", subtract_start=subtract_start)
@@ -120,7 +137,7 @@ def test_dora_learns_lengths_of_nought_and_behind_a_large_bias(bias):
 @pytest.mark.parametrize("fast", [True, False])
 def test_dora_leaves_a_row_of_zeros_until_it_has_a_direction(fast):
     torch.manual_seed(3)
-    model, x = nn.Sequential(nn.Linear(12, 12).double(), nn.Linear(12, 20).double()), torch.randn(5, 12).double()
+    model, x = Chain(nn.Linear(12, 12).double(), nn.Linear(12, 20).double()), torch.randn(5, 12).double()
     model[1].weight.data[[0, 7]] = 0
     base = model(x).detach()
     lt.attach(model, lt.DoRA(rank=2), "1")
@@ -265,7 +282,7 @@ def test_what_a_kernel_cannot_serve_runs_plainly(monkeypatch):
     assert not adapters.fast
 
 
-DECODERS = [name for name in FORMS if {"decoder", "mixed"} <= set(vars(kernel_of(find("forms", name))))]
+DECODERS = [name for name in KERNELS if {"decoder", "mixed"} <= set(vars(kernel_of(find("forms", name))))]
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -284,7 +301,7 @@ def test_a_cached_decode_plan_is_the_equation(name, dtype, shape):
     assert error < (1e-12 if dtype == torch.float64 else 2e-2)
 
 
-LIVE = ["lora", "wegeft"]
+LIVE = ["lora", "wegeft", "meteora", "loramoe"]
 """Steps that keep nothing but the parameters."""
 
 
@@ -300,8 +317,8 @@ def same(model: nn.Module, x: torch.Tensor) -> bool:
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_cached_decode_plan_follows_what_changes(name, subtract_start):
     model, x = build(subtract_start=subtract_start)(name).eval(), torch.randn(2, 3, 12, dtype=torch.float64)
-    adapters = model[1].adapters
-    assert same(model, x) and (adapters.decode_plan is not None) == (not subtract_start or name in LIVE)
+    adapters, served = model[1].adapters, [n for n in LIVE if n in DIFFERENCES] if subtract_start else DECODERS
+    assert same(model, x) and (adapters.decode_plan is not None) == (name in served)
     with torch.no_grad():
         before = model(x)
         for parameter in lt.trainable(model).values():
@@ -323,6 +340,17 @@ def test_a_cached_decode_plan_follows_what_changes(name, subtract_start):
         with lt.disabled(model):
             assert not torch.allclose(model(x), acting)
         assert torch.equal(model(x), acting)
+
+
+@pytest.mark.parametrize("name", [name for name in DECODERS if issubclass(find("forms", name), lt.Routed)])
+def test_routing_is_told_where_a_decode_plan_stands(name):
+    model, x = build()(name).eval(), torch.randn(1, 1, 12, dtype=torch.float64)
+    with torch.no_grad():
+        fast = model(x)
+        assert model[1].adapters.decode_plan is not None
+        with lt.watched(model) as routes:
+            watched = model(x)
+    assert len(routes) == 1 and torch.allclose(fast, watched, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -367,7 +395,7 @@ DIFFERENCES = [name for name in FORMS if "difference" in vars(kernel_of(find("fo
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_difference_to_the_start_is_nothing_at_the_start(name, dtype):
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(12, 20, dtype=dtype)), torch.randn(6, 12).to(dtype)
+    model, x = Chain(nn.Linear(12, 20, dtype=dtype)), torch.randn(6, 12).to(dtype)
     base = model(x)
     form = find("forms", name)(rank=3)
     lt.attach(model, form, "0", subtract_start=True, init=Started())
@@ -400,7 +428,7 @@ def test_a_difference_to_the_start_is_its_equation(name, dropout):
 @pytest.mark.parametrize("name", DIFFERENCES)
 def test_differences_to_starts_in_a_mixed_batch(name):
     torch.manual_seed(5)
-    model, x = nn.Sequential(nn.Linear(12, 20)).double(), torch.randn(4, 2, 12, dtype=torch.float64)
+    model, x = Chain(nn.Linear(12, 20)).double(), torch.randn(4, 2, 12, dtype=torch.float64)
     for index, subtract_start in enumerate([True, False, True]):
         lt.attach(
             model,
@@ -423,9 +451,11 @@ def test_differences_to_starts_in_a_mixed_batch(name):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_mixed_batch_of_several_ranks_and_scales(name, tokens, dtype):
     torch.manual_seed(5)
-    model = nn.Sequential(nn.Linear(12, 20, dtype=dtype))
+    model = Chain(nn.Linear(12, 20, dtype=dtype))
     for index, (rank, alpha) in enumerate([(2, 4.0), (5, 3.0), (1, 7.0)]):
-        lt.attach(model, find("forms", name)(rank=rank, alpha=alpha), "0", name=f"a{index}")
+        cls = find("forms", name)
+        scaled = {"alpha": alpha} if "alpha" in cls.settings() else {"scale": alpha / rank}
+        lt.attach(model, cls(rank=rank, **scaled), "0", name=f"a{index}")
     for parameter in lt.trainable(model).values():
         parameter.data += 0.3 * torch.randn(parameter.shape, dtype=parameter.dtype)
     x = torch.randn(5, tokens, 12, dtype=torch.float64).to(dtype)
@@ -452,9 +482,9 @@ ARRANGEMENTS = [
 """Any order, each one's turn, sorted, lopsided, most without rows."""
 
 
-def several(name: str, dtype: torch.dtype = torch.float64) -> nn.Sequential:
+def several(name: str, dtype: torch.dtype = torch.float64) -> Chain:
     torch.manual_seed(5)
-    model = nn.Sequential(nn.Linear(12, 20, dtype=dtype))
+    model = Chain(nn.Linear(12, 20, dtype=dtype))
     for index, rank in enumerate((2, 5, 1)):
         lt.attach(model, find("forms", name)(rank=rank), "0", name=f"a{index}")
     moved(model)

@@ -101,6 +101,15 @@ def test_types_come_from_the_column_task_and_padding_is_left_out(run):
     assert {row.site.rpartition(".")[2] for row in read(result.folder)} == {"gate_proj", "up_proj"}
 
 
+def test_more_experts_than_the_tokens_of_all_rows_could_be_sent_to_are_told_before_training(run, tmp_path):
+    few = write_rows(tmp_path / "few.jsonl", sums(2))
+    settings = replace(SETTINGS, eval_fraction=0.0)
+    spec = replace(run, data=few, form=lt.MixLoRA(experts=500, rank=1), out=str(tmp_path / "out"), training=settings)
+    with pytest.raises(lt.LuthierError, match=r"mixlora has 500 experts, and sends each of the \d+ tokens .* to 2"):
+        prepare(spec)
+    prepare(replace(spec, form=lt.LoRAMoE(experts=500, rank=1)))  # every token meets them all
+
+
 def test_an_examination_reads_it_from_the_adapter(run, done):
     loaded = models.load(run.model)
     found = lt.examine(done.folder, "routing", base=loaded.model, processor=loaded.processor, data=run.data)

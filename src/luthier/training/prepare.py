@@ -23,7 +23,7 @@ from luthier.training.curves import check_evaluation
 from luthier.training.from_adapter import check_start
 from luthier.training.rows import check_kind, check_serves, divide, judges, read_rows, reader
 from luthier.training.spec import Run
-from luthier.training.task_columns import COLUMN, check_types, columns_of, tagged, task_indices, tasks_of
+from luthier.training.task_columns import COLUMN, check_experts, check_types, columns_of, tagged, task_indices, tasks_of
 from luthier.training.unread import unread_of
 from luthier.training.writing import Asked, asked_of, writes
 
@@ -85,6 +85,7 @@ def _prepare(run: Run, beside: Sequence[str | None], shared: bool) -> Prepared:
     check_evaluation(run, examples, held)
     encode = _encoder(run, examples, processor, positions)
     encoded = [encode(part) for part in parts]
+    check_experts((run.form, *(each.form for each in run.also)), encoded[0], run.data)
     dropped = sum(len(part) - data.sizes_of(made).rows for part, made in zip(parts, encoded, strict=True))
     longest = run.training.max_length if positions is None else min(run.training.max_length, positions)
     shaped = [

@@ -57,6 +57,19 @@ def check_types(form: Form, tasks: Sequence[str], source: str) -> None:
         )
 
 
+def check_experts(forms: Iterable[Form], features: Sequence[dict[str, Any]], source: str) -> None:
+    """Raises where there are more experts than all tokens of the rows could be sent to."""
+    for form in (each for each in forms if isinstance(each, Routed)):
+        if (sends := form.sends()) is None:
+            continue
+        (experts, top), tokens = sends, int(sizes_of(features).length.sum())
+        if 0 < tokens * top < experts:
+            raise LuthierError(
+                f"{form.name()} has {experts:,} experts, and sends each of the {tokens:,} tokens of {source} to {top}: "
+                "some of them would never be trained. Give fewer experts, or more rows."
+            )
+
+
 def tagged(features: Sequence[dict[str, Any]], places: Mapping[int, int]) -> Sequence[dict[str, Any]]:
     """Returns the features with the indices of their tasks, those behind another row included."""
     if not places or not all(int(row) in places for row in sizes_of(features).row):

@@ -11,7 +11,7 @@ from torch.nn import functional
 import luthier as lt
 from luthier.core.contracts.router import ROUTE, ROUTE_TASKS, RoutedBatch, routing
 from luthier.core.contracts.site import Site
-from luthier.kernels._grouped import Sent, everywhere, padded
+from luthier.kernels._grouped import Few, Sent, everywhere, padded
 from luthier.methods.forms.loramoe import cv_squared
 from luthier.methods.objectives.two_passes import TwoPasses, divergence
 from support.architectures import ARCHITECTURES
@@ -33,6 +33,10 @@ def moved(model, size: float = 0.3):
     for tensor in lt.trainable(model).values():
         tensor.data += size * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
     return model
+
+
+def moved32(model):
+    return moved(model.double()).float()
 
 
 def away(form, site: Site = SITE) -> dict[str, torch.Tensor]:
@@ -81,6 +85,27 @@ def test_grouped_products_and_their_gradients_are_the_naive_ones(dtype, tokens, 
     for name, each in found.items():
         for a, b in zip(each, found["naive"], strict=True):
             assert torch.allclose(a, b, rtol=near, atol=near), name
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_few_pairs_without_gradients_gather_their_matrices_and_give_the_same(tokens):
+    torch.manual_seed(0)
+    choices = torch.stack([torch.randperm(5)[:2] for _ in range(tokens)])
+    x, w = torch.randn(tokens, 6, dtype=torch.float64), torch.randn(5, 6, 4, dtype=torch.float64)
+    share = torch.rand(tokens, 2, dtype=torch.float64)
+    sent = Sent.by(choices, 5)
+    with torch.no_grad():
+        few = Sent.by(choices, 5)
+        assert isinstance(few, Few) and isinstance(Sent.by(choices.repeat(9, 1), 5), Sent) and isinstance(sent, Sent)
+    found = [each.summed(each.weights(share) * each.times(each.spread(x), w), tokens) for each in (few, sent)]
+    assert torch.allclose(*found, atol=1e-12)
+    for form in (lt.MixLoRA(experts=5, rank=2), lt.MeteoRA(experts=tuple(map(str, range(16))), rank=2)):
+        model = moved(lt.attach(build(), form))
+        sorted_ = model(input_ids=ids(1, 17)).logits.detach()
+        assert torch.allclose(logits(model, input_ids=ids(1, 17)), sorted_, atol=1e-10)
+        assert torch.allclose(
+            logits(model, input_ids=ids(1, 1)), model(input_ids=ids(1, 1)).logits.detach(), atol=1e-10
+        )
 
 
 # --- LoRAMoE ------------------------------------------------------------------------------------------
@@ -421,6 +446,28 @@ def test_rows_of_a_batch_name_their_tasks():
     ):
         with pytest.raises(lt.LuthierError, match=words), lt.rows(model, names):
             pass
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_skills_of_several_tasks_are_poly_in_peft(heads, tmp_path):
+    import peft
+
+    base = build().float()
+    base.save_pretrained(tmp_path / "base")
+    model = moved32(
+        lt.attach(build().float(), lt.MHR(rank=2, skills=3, heads=heads, tasks=("a", "b")), "q_proj, down_proj")
+    )
+    lt.save(model, tmp_path / "adapter")
+    lt.export(tmp_path / "adapter", tmp_path / "out", to="peft", base=base)
+    theirs = peft.PeftModel.from_pretrained(build().float(), tmp_path / "out").eval()
+    for place, task in enumerate("ab"):
+        with torch.no_grad():
+            found = theirs(input_ids=ids(), task_ids=torch.full((2,), place)).logits
+        assert torch.allclose(found, logits(model, tasks=task), atol=1e-4)
+    assert not torch.allclose(logits(model, tasks="a"), logits(model, tasks="b"), atol=1e-2)
+    for engine, why in (("vllm", "this is POLY"), ("transformers", "no task_ids")):
+        with pytest.raises(lt.LuthierError, match=why):
+            lt.export(tmp_path / "adapter", tmp_path / "engine", to=lt.formats.PEFT(engine=engine), base=base)
 
 
 @pytest.mark.parametrize("form", [lt.LoRAMoE(experts=2), lt.MixLoRA(experts=2), lt.MoSA(dim=4), lt.IAA(dim=4)])

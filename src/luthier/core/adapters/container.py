@@ -10,6 +10,7 @@ from torch import nn
 from luthier.core.adapters.pass_ import Pass, Passes
 from luthier.core.adapters.tuner import AdapterComponent, TunerLayer
 from luthier.core.contracts.kernel import DecodePlan, Kernel, StackedAdapters, kernel_of
+from luthier.core.contracts.router import Routed
 from luthier.core.sites.structure import Attachment
 
 
@@ -112,6 +113,8 @@ class AdapterContainer(Attachment):
         alike = len(kernels) == 1 and all(s.site.kind == "affine" for s in tuners)
         self.fast = tuners if alike and kernels.pop() else []
         """The tuner layers of a linear layer whose adapters are all of one form, if that form has a kernel."""
+        self.routed = any(isinstance(s.form, Routed) for s in self.fast)
+        """Whether a form with a kernel routes: while routing is watched its kernel tells nothing, and must not run."""
         self.decode_plan: DecodePlan | None = None
         """The cached decode plan of the layer, once there is one."""
 

@@ -1,10 +1,11 @@
 """Dispatch to kernels: a form's `luthier/kernels/<name>.py` computes a linear layer together with its adapter.
 
-Its `linear(layer, x) -> y` takes x [..., d_in] and a `Layer`: a form with its parameters as they are stored, and a
-frozen dense weight [d_out, d_in] in the dtype of x. It gives what the layer and the form give together, to rounding;
-that reference implementation is its oracle, and runs wherever the kernel cannot: under torch.compile (which fuses by
-itself), autocast, sharding, quantised weights, and beside another adapter on the same layer. With
-`linears(layers, x) -> ys`, layers of one component that read the same x run as one (`luthier.core.adapters.siblings`).
+A file defines `linear`, or `decoder` and `mixed`, or all of them. `linear(layer, x) -> y` takes x [..., d_in] and a
+`Layer`: a form with its parameters as they are stored, and a frozen dense weight [d_out, d_in] in the dtype of x. It
+gives what the layer and the form give together, to rounding; that reference implementation is its oracle, and runs
+wherever the kernel cannot: under torch.compile (which fuses by itself), autocast, sharding, quantised weights, beside
+another adapter on the same layer, and where a form's routing is watched. With `linears(layers, x) -> ys`, layers of one
+component that read the same x run as one (`luthier.core.adapters.siblings`).
 
 In generation, one decoded token costs less than finding out what to do with it. So a kernel may also have
 `decoder(form, p, layer) -> run` and `mixed(pairs, layer) -> assign_rows`, which are cached as a decode plan: `run(x)`
@@ -56,6 +57,8 @@ def ready(adapters: AdapterContainer, x: Tensor) -> Run | None:
     plan: DecodePlan | None = adapters.decode_plan
     if plan is None or torch.compiler.is_compiling() or not on() or adapters.current.only is not None:
         return None
+    if adapters.routed and adapters.current.routes is not None:
+        return None
     packed = plan.rows is not None and packing_now() is not None
     if torch.is_grad_enabled() or packed or plan.rows is not adapters.current.rows or not plan.guard.holds():
         adapters.decode_plan = None
@@ -71,7 +74,7 @@ def fast_linear(module: nn.Module, adapters: AdapterContainer, x: Tensor) -> Ten
         return None
     if torch.is_grad_enabled():
         adapters.stacked = None
-    if not tuners or not on():
+    if not tuners or not on() or (adapters.routed and current.routes is not None):
         return None
     kernel = kernel_of(type(tuners[0].form))
     assert kernel is not None  # or the tuner layers were not fast
@@ -87,7 +90,7 @@ def fast_linear(module: nn.Module, adapters: AdapterContainer, x: Tensor) -> Ten
         and (plan := _decode_plan(kernel, module, adapters, x)) is not None
     ):
         return plan.run(x)
-    if rows is not None or len(tuners) > 1 or adapters.modified_in_place:
+    if rows is not None or len(tuners) > 1 or adapters.modified_in_place or "linear" not in vars(kernel):
         return None
     tuner = tuners[0]
     if tuner.component.subtract_start and tuner.active() is not tuner.eval_form:  # the start is subtracted in eval mode

@@ -1,4 +1,4 @@
-"""The contract of a kernel: one function that computes a linear layer together with its adapter."""
+"""The contract of a kernel: functions that compute a linear layer together with its adapter."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Part(Generic[F]):
 
 
 class Kernel(Protocol):
-    """The functions that a file of `luthier.kernels` may define; only `linear` is required."""
+    """The functions that a file of `luthier.kernels` may define: `linear`, or `decoder` and `mixed`, at least."""
 
     KEEPS: bool
     """Whether its decoder caches values that it computed from the parameters."""

@@ -72,6 +72,10 @@ class Routed(Form):
         """Returns whether training needs the task of each row (the column `task`)."""
         return self.by_task and len(self.known()) > 1
 
+    def sends(self) -> tuple[int, int] | None:
+        """Returns (experts, how many of them a token is sent to), where that is not all of them; default: None."""
+        return None
+
     def balance(self, routed: Sequence[Tensor], batch: RoutedBatch) -> Tensor | None:
         """Returns what training adds to the objective's loss, weighed; None (the default) where that is nothing.
 

@@ -141,6 +141,36 @@ def _ia3(model: nn.Module, layers: list[Layer]) -> Files:
     return files
 
 
+def _poly(model: nn.Module, layers: list[Layer]) -> Files:
+    """POLY, the tasks in their order: peft divides by the rank, and what its sigmoids sum to hides an eps of 1e-12."""
+    files = Files()
+    for layer in layers:
+        tuner = layer.tuners[0]
+        p, form = tuner.params(torch.float32), tuner.eval_form
+        files.tensors |= {
+            f"{layer.path}.poly_lora_A": p["A"].transpose(0, 1),
+            f"{layer.path}.poly_lora_B": form.scale * p["B"].shape[1] * p["B"].permute(2, 0, 1, 3),
+            f"{layer.path}.poly_router.module_logits": p["Z"].flatten(1),
+        }
+    tasks, heads, skills = layers[0].tuners[0].own()["Z"].shape
+    files.config = {
+        "peft_type": "POLY",
+        "r": layers[0].tuners[0].own()["B"].shape[1],
+        "n_tasks": tasks,
+        "n_skills": skills,
+        "n_splits": heads,
+        "target_modules": targets(model, [layer.path for layer in layers]),
+    }
+    return files
+
+
+def _fits_poly(layers: list[Layer]) -> bool:
+    """Whether several tasks choose skills of one rank in plain linear layers; of one task it is LoRA."""
+    ranks = {layer.tuners[0].own()["B"].shape[1] for layer in layers}
+    linear = all(isinstance(layer.module, nn.Linear) for layer in layers)
+    return linear and len(ranks) == 1 and len(layers[0].tuners[0].form.known()) > 1  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True)
 class Native:
     """A form that peft has as a method of its own."""
@@ -148,6 +178,8 @@ class Native:
     write: Callable[[nn.Module, list[Layer]], Files]
     kinds: tuple[str, ...]
     """Kinds of site, on linear layers, where its equation is ours."""
+    fits: Callable[[list[Layer]], bool] = lambda layers: True
+    """Whether what acts on the layers can be said in it."""
 
 
 def _activated(model: nn.Module, layers: list[Layer]) -> Files:
@@ -165,7 +197,11 @@ def _activated(model: nn.Module, layers: list[Layer]) -> Files:
     return files
 
 
-NATIVE: Mapping[str, Native] = {"dora": Native(_dora, ("affine",)), "ia3": Native(_ia3, ("affine", "input"))}
+NATIVE: Mapping[str, Native] = {
+    "dora": Native(_dora, ("affine",)),
+    "ia3": Native(_ia3, ("affine", "input")),
+    "mhr": Native(_poly, ("affine",), _fits_poly),
+}
 """By the name of our form."""
 ACTIVATED = Native(_activated, ("affine",))
 
@@ -183,7 +219,7 @@ def native(layers: list[Layer]) -> Native | None:
     ):
         return None
     alike = all(s.site.kind in found.kinds and not s.component.subtract_start for s in tuners)
-    return found if alike and (invoked or places == {"all"}) else None
+    return found if alike and (invoked or places == {"all"}) and found.fits(layers) else None
 
 
 def lora_config(

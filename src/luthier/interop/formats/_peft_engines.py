@@ -88,8 +88,10 @@ class Engine:
 
 def _plain(held: Held) -> str | None:
     if held.method != "LORA":
-        way = {"DoRA": PLAIN, "IA3": PLAIN, "PREFIX_TUNING": UNLIKE, "aLoRA": UNLIKE}.get(held.method, MERGE)
-        return f"it takes LoRA, and this is {held.method}. {way}"
+        way = {"DoRA": PLAIN, "IA3": PLAIN, "PREFIX_TUNING": UNLIKE, "aLoRA": UNLIKE, "POLY": UNLIKE}.get(
+            held.method, MERGE
+        )
+        return f"it takes LoRA, and this is {held.method}. {way.get(held.method, MERGE)}"
     return None
 
 
@@ -153,6 +155,8 @@ def _transformers(held: Held) -> str | None:
         return "the base is a model of diffusers. Export it for that (--to diffusers)."
     if held.method == "PREFIX_TUNING":
         return "it takes no prefixes. `PeftModel.from_pretrained` of peft itself does."
+    if held.method == "POLY":
+        return "it hands no task_ids on. `PeftModel.from_pretrained` of peft itself does."
     if held.method == "aLoRA":
         return (
             "it looks for no invocation, so that nothing acts there. `PeftModel.from_pretrained` of peft itself does."

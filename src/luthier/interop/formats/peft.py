@@ -31,9 +31,10 @@ class PEFT(LowRankFormat):
     Forms of low rank are written exactly, in float32, at the rank of each layer and with the scale inside B, those on
     fused experts and routers as `target_parameters`; so are DoRA (`use_dora`) and IA3 as methods of their own, modules
     trained in full (a new head) as `modules_to_save`, or as LN_TUNING where nothing else is trained and all are norms,
-    linear layers or tables that are called with their input, and prefixes as PREFIX_TUNING. Other affine forms are
-    truncated by SVD. What no weight can express (an edit of the stream, positions) is refused. With a rank given, DoRA
-    and IA3 are written as plain low-rank changes too, for engines without them.
+    linear layers or tables that are called with their input, prefixes as PREFIX_TUNING, and MHR of several tasks as
+    POLY, whose `task_ids` are the places of their names. Other affine forms are truncated by SVD. What no weight can
+    express (an edit of the stream, positions) is refused. With a rank given, DoRA and IA3 are written as plain low-rank
+    changes too, for engines without them.
     """
 
     paper = "peft 0.21 (Hugging Face), `PeftModel.from_pretrained`, `save_pretrained`"

@@ -81,6 +81,9 @@ class MeteoRA(Routed):
 
         return stacked(model, self.sources(), sites, self.rank)
 
+    def sends(self):
+        return len(self.experts), self.top
+
     def init(self, site, stats):
         count = len(self.experts)
         fresh = {"A": kaiming(count, self.rank, site.d_in), "B": zeros(count, site.d_out, self.rank)}
@@ -119,10 +122,8 @@ def grouped(form: MeteoRA, p, x: Tensor, logits: Tensor) -> Tensor:
     """Returns the same with the tokens sorted by expert, one grouped product for each factor."""
     weights, places = form.chosen(logits.flatten(0, -2))
     sent, flat = Sent.by(places, len(form.experts)), x.flatten(0, -2)
-    inner = sent.times(flat[sent.token], p["A"].mT) * weights.flatten()[sent.choice][:, None]
-    found = sent.times(inner, p["B"].mT)
-    y = found.new_zeros(len(flat), found.shape[-1]).index_add(0, sent.token, found)
-    return y.unflatten(0, x.shape[:-1])
+    inner = sent.times(sent.spread(flat), p["A"].mT) * sent.weights(weights)
+    return sent.summed(sent.times(inner, p["B"].mT), len(flat)).unflatten(0, x.shape[:-1])
 
 
 def together(form: MeteoRA, p, x: Tensor, logits: Tensor) -> Tensor:

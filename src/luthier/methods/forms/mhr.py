@@ -21,7 +21,7 @@ class MHR(Routed):
     the inputs, B [skills, rank, heads, d_out / heads] by the outputs, and each head has an average of its own; one head
     is Poly. Z is [tasks, heads, skills]. For a new task, `source` gives the skills of a finished adapter, and Z starts
     anew: with train = router that is MHR-z, and route_by = uniform, which has no Z and averages alike, is MHR-μ. An
-    adapter of one task merges, and exports as LoRA of the same rank.
+    adapter of one task merges, and exports as LoRA of the same rank; of several, it is POLY in peft.
 
     The authors' A starts √3 narrower than here. Their `module_logits_relaxed_bernoulli`, the noise on Z that peft
     always has in training, is off in their configurations for MHR and left out.

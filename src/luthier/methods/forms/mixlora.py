@@ -13,7 +13,7 @@ from luthier.core.contracts.form import dropout, kaiming, rank_scale
 from luthier.core.contracts.router import ROUTE, Routed
 from luthier.core.contracts.site import Site
 from luthier.core.errors import LuthierError
-from luthier.kernels._grouped import Sent
+from luthier.kernels._grouped import Few, Sent
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,9 @@ class MixLoRA(Routed):
     def known(self):
         return ()
 
+    def sends(self):
+        return self.experts, self.top
+
     def init(self, site, stats):
         down_of(site)
         found = {"gate": self.spread * torch.randn(self.experts, site.d_in)}
@@ -90,40 +93,37 @@ class MixLoRA(Routed):
 
     def chosen(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Returns (weights, experts) of each token's choices, [..., top] each."""
-        values, places = probabilities(logits).topk(self.top, -1)
-        return (values / values.sum(-1, keepdim=True)).to(logits.dtype), places
+        values, places = logits.topk(self.top, -1)
+        return probabilities(values).to(logits.dtype), places  # which are those of all experts, made to sum to 1
 
     def inside(self, p, x, run):
         """The output of the module, x [..., d]; `run` is the base's own pass with other functions as its layers."""
         w, places = self.chosen(p[ROUTE].flatten(0, -2))
         sent = Sent.by(places, self.experts)
-        w = w.flatten()[sent.choice][:, None]
+        w = sent.weights(w)
         names = [key[2:] for key in p if key.startswith("A_")]
         last = next(name for name in names if p[f"B_{name}"].shape[1] == x.shape[-1] != p[f"A_{name}"].shape[-1])
         edits = {name: self.widened(p, name, sent) for name in names if name != last}
         edits[last] = self.summed(p, last, sent, w, x.shape[:-1].numel())
         return run(x.flatten(0, -2), edits).view(x.shape)
 
-    def change(self, p, name: str, sent: Sent, x: Tensor) -> Tensor:
-        """Returns s B_k A_k x of each pair of token and expert, [pairs, d_out]."""
-        inner = sent.times(dropout(x, self.dropout), p[f"A_{name}"].mT)
-        return sent.times(inner, (self.scale * p[f"B_{name}"]).mT)
-
-    def widened(self, p, name: str, sent: Sent) -> Callable[..., Tensor]:
+    def widened(self, p, name: str, sent: Sent | Few) -> Callable[..., Tensor]:
         """Returns a layer that reads tokens and gives a row for each pair: the base's product is made once a token."""
 
         def edit(x: Tensor, layer: Callable[[Tensor], Tensor]) -> Tensor:
-            return layer(x)[sent.token] + self.change(p, name, sent, x[sent.token])
+            read = dropout(sent.spread(x), self.dropout)
+            return sent.added(sent.spread(layer(x)), read, p[f"A_{name}"], p[f"B_{name}"], self.scale)
 
         return edit
 
-    def summed(self, p, name: str, sent: Sent, w: Tensor, tokens: int) -> Callable[..., Tensor]:
+    def summed(self, p, name: str, sent: Sent | Few, w: Tensor, tokens: int) -> Callable[..., Tensor]:
         """Returns the layer that reads pairs and gives tokens: the base's product is made of their weighted sum."""
 
         def edit(h: Tensor, layer: Callable[[Tensor], Tensor]) -> Tensor:
-            weighted = w * h
-            y = layer(h.new_zeros(tokens, h.shape[-1]).index_add(0, sent.token, weighted))
-            return y.index_add(0, sent.token, w * self.change(p, name, sent, h))
+            weighted = w * h  # the change is linear as well, so it reads what is weighed already
+            y = layer(sent.summed(weighted, tokens))
+            inner = self.scale * sent.times(dropout(weighted, self.dropout), p[f"A_{name}"].mT)
+            return y + sent.summed(sent.times(inner, p[f"B_{name}"].mT), tokens)
 
         return edit
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def _loaded(adapter: str, run: Run, rows: Rows) -> Loaded:
     folder = adapter_folder(adapter)
     labels = format_.read(folder)["measured"].get("labels")
     if run.training.precision == "float16":  # nothing here scales a loss
-        run = dataclasses.replace(run, training=dataclasses.replace(run.training, precision="float32"))
+        run = replace(run, training=replace(run.training, precision="float32"))
     loaded = base_of(run, rows.task, labels)
     store.load(loaded.model, folder, run.name)
     return loaded
