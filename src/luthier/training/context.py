@@ -25,8 +25,8 @@ WORTH = 10_000_000
 def loading_for(run: Run) -> Iterator[None]:
     """Within the context models are loaded as a run says: onto its device, with code of their own if it trusts that.
 
-    The run makes its device torch's current one; behind the context that is the one of before again, but for processes
-    that were started together, each of which keeps its own.
+    The run makes its device torch's current one; behind the context that is the one of before again, except in
+    processes that were started together, each of which keeps its own.
     """
     with trusting(run.trust_remote_code), on_device(run.training.device), current_kept(lambda: processes() == 1):
         yield
