@@ -19,6 +19,7 @@ from luthier.cli.stopped import NOTHING
 from luthier.core.contracts.plugins import File, files_in, installed_files
 from luthier.core.device import on_device
 from luthier.core.errors import LuthierError
+from luthier.core.paths import path_of
 from luthier.core.version import __version__
 
 
@@ -132,7 +133,15 @@ class Fitted(Signed, Loading):
 
 @dataclass(frozen=True)
 class Rewriting(Signed, Reading):
-    """Base of the commands that make files of models and adapters out of others."""
+    """Base of the commands that make files of models and adapters out of others, of which little is in memory."""
+
+    def within(self) -> AbstractContextManager[object]:
+        from luthier.core.mapped import sparing
+
+        made = ExitStack()
+        made.enter_context(super().within())
+        made.enter_context(sparing(path_of(vars(self)["out"]).parent))  # each of them writes one folder
+        return made
 
 
 def commands(wanted: str | None = None) -> dict[str, type[Command]]:

@@ -16,6 +16,7 @@ from luthier.core.adapters.tuner import AdapterComponent
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.site import Site, Sites
 from luthier.core.errors import LuthierError
+from luthier.core.mapped import put_away
 from luthier.core.numerics.delta import Delta
 from luthier.core.sites.scope import Scope
 from luthier.core.sites.select import select
@@ -55,10 +56,10 @@ class Into:
         old = ref.tensor
         new = ref.oriented(delta.apply(ref.oriented(wide(old)))).to(old.dtype)
         if apart:
-            ref.module._parameters[ref.key] = nn.Parameter(new.contiguous(), old.requires_grad)
+            ref.module._parameters[ref.key] = nn.Parameter(put_away(new.contiguous()), old.requires_grad)
             self._untie(ref.name)
         else:
-            old.data.copy_(new)
+            old.data = put_away(new.contiguous())
         self._changed += 1
 
     def _untie(self, name: str) -> None:
@@ -68,11 +69,13 @@ class Into:
             warnings.warn(f"{name} was tied to another tensor; combined, they differ and are untied.", stacklevel=5)
 
     def save(self, folder: Path, base: str, measured: Mapping[str, Any]) -> dict[str, int]:
+        from luthier.core.storage.one_by_one import largest_shard, written
         from luthier.models.older import for_older_readers
         from luthier.models.quiet import quiet
 
-        with quiet():
-            self.model.save_pretrained(folder)  # type: ignore[operator]
+        shard = largest_shard(Path(getattr(self.model, "name_or_path", "")))
+        with quiet(), written():
+            self.model.save_pretrained(folder, **({} if shard is None else {"max_shard_size": shard}))  # type: ignore[operator]
             if self.processor is not None:
                 save_processor(self.processor, folder)
         for_older_readers(folder)

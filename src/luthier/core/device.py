@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Literal
@@ -58,6 +58,19 @@ def device_of(name: str | None = None) -> torch.device:
             "lists what is there."
         )
     return torch.device("cpu") if device.type == "cpu" else _numbered(device)
+
+
+@contextmanager
+def current_kept(wanted: Callable[[], bool]) -> Iterator[None]:
+    """Behind the context torch's current accelerator is the one of before, where that is `wanted` then."""
+    import torch
+
+    before = torch.accelerator.current_device_index() if torch.accelerator.is_available() else None
+    try:
+        yield
+    finally:
+        if before is not None and wanted():
+            torch.accelerator.set_device_index(before)
 
 
 def fast_products(device: torch.device) -> None:

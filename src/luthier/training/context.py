@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from luthier.core.device import device_of, fast_products, on_device
+from luthier.core.device import current_kept, device_of, fast_products, on_device
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import block_lists
 from luthier.kernels.backend import AUTO, OWN, cpu_backend
 from luthier.models import trusting
+from luthier.training.prepare import processes
 from luthier.training.spec import Run
 
 WORTH = 10_000_000
@@ -22,8 +23,12 @@ WORTH = 10_000_000
 
 @contextmanager
 def loading_for(run: Run) -> Iterator[None]:
-    """Within the context models are loaded as a run says: onto its device, with code of their own if it trusts that."""
-    with trusting(run.trust_remote_code), on_device(run.training.device):
+    """Within the context models are loaded as a run says: onto its device, with code of their own if it trusts that.
+
+    The run makes its device torch's current one; behind the context that is the one of before again, except in
+    processes that were started together, each of which keeps its own.
+    """
+    with trusting(run.trust_remote_code), on_device(run.training.device), current_kept(lambda: processes() == 1):
         yield
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, ClassVar
 
 from luthier.cli.output import say, say_json, table
@@ -57,8 +60,9 @@ class Examine(Fitted):
     """Rows per batch."""
     max_length: int = field(default=1024, kw_only=True)
     """The most tokens of a row; longer ones are cut."""
-    dtype: str = field(default="float32", kw_only=True)
-    """Dtype of the base: float32, bfloat16, float16, float64 or auto, the model's own."""
+    dtype: str | None = field(default=None, kw_only=True)
+    """Dtype of the base: float32, bfloat16, float16, float64 or auto, the model's own. Default: float32 where the
+    examination reads data, else auto."""
     force: bool = field(default=False, kw_only=True)
     """Examine against another base than the one that was trained."""
     json: bool = field(default=False, kw_only=True)
@@ -75,6 +79,7 @@ class Examine(Fitted):
         from luthier.cli.base import base_under
         from luthier.core.contracts.component import find
         from luthier.core.contracts.examination import Examination
+        from luthier.core.mapped import sparing
         from luthier.examining import examine
         from luthier.examining.examine import check_data, free
 
@@ -84,21 +89,23 @@ class Examine(Fitted):
         made = cls.from_dict(dict(given.get(cls, {})))
         sources = [] if self.data is None else [each.strip() for each in self.data.split(",")]
         check_data(made, sources, self.batch)
-        base = base_under(self.target, self.base, dtype=self.dtype, task=self.task)
-        found = examine(
-            self.target,
-            made,
-            base=base.model,
-            processor=base.processor,
-            data=sources,
-            task=base.task,
-            batch=self.batch,
-            max_length=self.max_length,
-            limit=self.limit,
-            out=self.out,
-            force=self.force,
-            progress=not self.json,
-        ).to_dict()
+        dtype = self.dtype or ("float32" if cls.reads else "auto")
+        base = base_under(self.target, self.base, dtype=dtype, task=self.task)
+        with nullcontext() if cls.reads else sparing(Path(gettempdir())):
+            found = examine(
+                self.target,
+                made,
+                base=base.model,
+                processor=base.processor,
+                data=sources,
+                task=base.task,
+                batch=self.batch,
+                max_length=self.max_length,
+                limit=self.limit,
+                out=self.out,
+                force=self.force,
+                progress=not self.json,
+            ).to_dict()
         if self.json:
             say_json(found)
             return

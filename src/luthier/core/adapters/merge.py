@@ -21,6 +21,7 @@ from luthier.core.adapters.state import State
 from luthier.core.adapters.swap import adapters_of
 from luthier.core.adapters.tuner import TunerLayer
 from luthier.core.errors import LuthierError
+from luthier.core.mapped import let_go, put_away
 from luthier.core.sites.probe import dummy_inputs, eval_mode
 from luthier.core.sites.structure import features, is_quantised, unwrapped
 
@@ -54,7 +55,10 @@ def merge(model: nn.Module, name: str | None = None, *, inputs: Mapping[str, Any
             )
     with eval_mode(base):  # without dropout, whatever mode the model is in
         before = _outputs(base, inputs)
-        new = {key: tensor for path, module, tuners in todo for key, tensor in _merged(path, module, tuners).items()}
+        new: dict[str, Tensor] = {}
+        for path, module, tuners in todo:
+            new |= _merged(path, module, tuners)
+            let_go()
         _write(base, state, new)
         state.folded = [tuner for _, _, tuners in todo for tuner in tuners]
         switch(base, name, False)
@@ -118,7 +122,11 @@ def _merged(path: str, module: nn.Module, tuners: list[TunerLayer]) -> dict[str,
             raise LuthierError(f"{path} has no bias to take the constant that merging would add.")
     if "embedding" in kinds:
         new["weight"] = _table(module, tuners)
-    return {f"{path}.{key}" if path else key: tensor for key, tensor in new.items() if tensor is not None}
+    return {
+        f"{path}.{key}" if path else key: put_away(tensor.to(module._parameters[key].dtype).contiguous())  # type: ignore[union-attr]
+        for key, tensor in new.items()
+        if tensor is not None
+    }
 
 
 def _table(module: nn.Module, tuners: list[TunerLayer]) -> Tensor:
@@ -164,7 +172,7 @@ def _write(model: nn.Module, state: State, new: dict[str, Tensor]) -> None:
         if not others and first in done:
             module._parameters[key] = done[first]
         else:
-            done[path] = nn.Parameter(tensor.to(old.dtype).contiguous(), requires_grad=False)
+            done[path] = nn.Parameter(tensor, requires_grad=False)
             module._parameters[key] = done[path]
 
 

@@ -85,7 +85,8 @@ class Stream:
     """A random stream of one adapter, apart from torch's own and from those of others."""
 
     def __init__(self, state: dict[str, Tensor], device: torch.device) -> None:
-        """`state` holds that of torch's generator on the CPU, `cpu`, and on a GPU where the model is on one, `cuda`."""
+        """`state` holds that of torch's generator on the CPU, `cpu`, and of its device where the model is
+        on another, under its type."""
         self.state, self.device = state, device
 
     @classmethod
@@ -115,13 +116,20 @@ class Stream:
 
 def _state(device: torch.device) -> dict[str, Tensor]:
     found = {"cpu": torch.get_rng_state()}
-    return found | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else found
+    if device.type == "cpu":
+        return found
+    return found | {device.type: torch.get_device_module(device).get_rng_state(*_numbered(device))}
 
 
 def _set(state: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+    if device.type != "cpu" and device.type in state:
+        torch.get_device_module(device).set_rng_state(state[device.type], *_numbered(device))
+
+
+def _numbered(device: torch.device) -> tuple[torch.device, ...]:
+    """The device, for those kinds of which torch knows more than one."""
+    return () if device.type == "mps" else (device,)
 
 
 @contextmanager

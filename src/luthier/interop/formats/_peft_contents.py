@@ -306,8 +306,11 @@ def saved_modules(model: nn.Module, layers: list[Layer]) -> Files:
 
 
 def _state(layer: Layer) -> dict[str, Tensor]:
-    """All tensors of a module, as its adapter has trained them."""
-    state = {k: t for k, t in layer.module.state_dict().items() if not k.startswith("adapters.")}
+    """All tensors of a module, as its adapter has trained them, in float32 at least."""
+    held = {k: t for k, t in layer.module.state_dict().items() if not k.startswith("adapters.")}
+    state = {
+        k: t.to(torch.promote_types(t.dtype, torch.float32)) if t.is_floating_point() else t for k, t in held.items()
+    }
     for tuner in layer.tuners:
         key = tuner.site.path.removeprefix(f"{layer.path}.")
         state[key] = tuner.weight(state[key])

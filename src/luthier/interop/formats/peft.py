@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -38,6 +38,7 @@ class PEFT(LowRankFormat):
     """
 
     paper = "peft 0.21 (Hugging Face), `PeftModel.from_pretrained`, `save_pretrained`"
+    base_dtype: ClassVar[str] = "auto"  # what leaves is worked out in float32 at least
 
     engine: Literal["any", "vllm", "sglang", "tgi", "transformers"] = "any"
     """Engine that is to serve it. What the engine refuses or passes over is refused, and what it wants is there too:

@@ -149,13 +149,14 @@ class Meeting:
         self._base: _Base | None = None
         self._seats: list[_Seat] = []
 
-    def hold(self, jobs: Sequence[Callable[[], T]]) -> list[T | Exception]:
+    def hold(self, jobs: Sequence[Callable[[], T]], device: str | None = None) -> list[T | Exception]:
         """Runs functions that train (`luthier.training.together.runs.Meets`), and returns what each returned or raised.
 
-        One that raises, as a run that diverges does, ends by itself; `Alone` is raised where it cannot share its
+        `device` is what the runs name, whose random numbers each of them has for itself, and the caller again behind
+        them. One that raises, as a run that diverges does, ends by itself; `Alone` is raised where it cannot share its
         passes after all. An interrupt ends them all.
         """
-        outer, *self._seats = (_Seat(Stream.now(device_of())) for _ in range(len(jobs) + 1))
+        outer, *self._seats = (_Seat(Stream.now(device_of(device))) for _ in range(len(jobs) + 1))
         outer.rise()
         try:
             with quiet():

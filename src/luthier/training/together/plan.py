@@ -77,7 +77,7 @@ def _met(runs: Sequence[Run], resume: bool, overwrite: bool) -> list[Result | Ex
     from luthier.training.together.runs import train_in
 
     meeting = Meeting()
-    found = meeting.hold([partial(train_in, meeting, run, resume, overwrite) for run in runs])
+    found = meeting.hold([partial(train_in, meeting, run, resume, overwrite) for run in runs], runs[0].training.device)
     return [each.with_traceback(None) if isinstance(each, Exception) else each for each in found]  # as `Alone` is
 
 

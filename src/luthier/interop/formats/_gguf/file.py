@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.errors import LuthierError
+from luthier.core.mapped import let_go, rests
 from luthier.interop.formats._gguf import k_quants
 from luthier.interop.formats._gguf.architectures import Architecture
 
@@ -33,7 +34,7 @@ def library() -> Any:
 @contextmanager
 def writing(path: Path, architecture: Architecture) -> Iterator[Any]:
     """A `GGUFWriter` that takes metadata and tensors while the context lasts, and then writes the file."""
-    writer = library().GGUFWriter(path, architecture.name)
+    writer = library().GGUFWriter(path, architecture.name, use_temp_file=rests())
     yield writer
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -84,8 +85,16 @@ def add(writer: Any, name: str, tensor: Tensor, dtype: str) -> float:
     stored = k_quants.quantize(values, wanted) if mixed else gguf.quants.quantize(values, wanted)
     writer.add_tensor(name, stored, raw_dtype=wanted)
     again = gguf.quants.dequantize(stored, wanted) if wanted.name != "F32" else values
-    size = float((values.astype("float64") ** 2).sum() ** 0.5)
-    return float(((values - again).astype("float64") ** 2).sum() ** 0.5) / size if size else 0.0
+    let_go()
+    size = _norm(values)
+    return _norm(values, again) / size if size else 0.0
+
+
+def _norm(values: Any, less: Any = None, rows: int = 1024) -> float:
+    """The root of the sum of squares of an array, or of its difference from another, some rows at a time."""
+    parts = range(0, len(values), rows)
+    taken = (values[i : i + rows] if less is None else values[i : i + rows] - less[i : i + rows] for i in parts)
+    return sum(float((part.astype("float64") ** 2).sum()) for part in taken) ** 0.5
 
 
 def add_model(writer: Any, architecture: Architecture, model: Any, tensors: Mapping[str, Tensor], dtype: str):
