@@ -50,7 +50,8 @@ def by_adapter(pairs: Sequence[tuple[Any, Params]], layer: Frozen) -> AssignRows
             y = layer(x)
             x, z = x.view(len(rows), -1, x.shape[-1]), y.view(len(rows), -1, y.shape[-1])
             for k, place in places.items():
-                z[place] = edited(*pairs[k], x[place], z[place])  # pyright: ignore[reportArgumentType]
+                form, p = pairs[k]
+                z[place] = edited(form, p, x[place], z[place])
             return y
 
         return run
