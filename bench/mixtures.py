@@ -135,7 +135,7 @@ def vit(folder: Path, steps: int) -> str:
     place = folder / "vit"
     if place.exists():
         return str(place)
-    shape = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
+    shape: Any = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
     size = {"height": SIDE, "width": SIDE}
     torch.manual_seed(0)
     start = folder / "vit-start"
@@ -160,7 +160,8 @@ def pictures(folder: Path, digits: Sequence[int], rows: int) -> list[str]:
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    held, found = load_digits(), []
+    held: Any = load_digits()
+    found = []
     for split, part in (("train", slice(0, rows)), ("test", slice(rows, rows + 20))):
         root = folder / f"digits{digits[0]}" / split
         for digit in digits:

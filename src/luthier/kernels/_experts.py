@@ -43,14 +43,15 @@ def by_adapter(pairs: Sequence[tuple[Any, Params]], layer: Frozen) -> AssignRows
     """The `mixed` of a kernel: rows of one adapter together, by its form's own equation."""
 
     def assign_rows(rows: RowAdapters) -> Run:
-        own = {k: [i for i, row in enumerate(rows) if row == k] for k in set(rows) - {None}}
+        own = {k: [i for i, row in enumerate(rows) if row == k] for k in {row for row in rows if row is not None}}
         places = {k: torch.tensor(each, device=layer.weight.device) for k, each in own.items()}
 
         def run(x: Tensor) -> Tensor:
             y = layer(x)
             x, z = x.view(len(rows), -1, x.shape[-1]), y.view(len(rows), -1, y.shape[-1])
             for k, place in places.items():
-                z[place] = edited(*pairs[k], x[place], z[place])  # pyright: ignore[reportArgumentType]
+                form, p = pairs[k]
+                z[place] = edited(form, p, x[place], z[place])
             return y
 
         return run

@@ -88,10 +88,8 @@ class Engine:
 
 def _plain(held: Held) -> str | None:
     if held.method != "LORA":
-        way = {"DoRA": PLAIN, "IA3": PLAIN, "PREFIX_TUNING": UNLIKE, "aLoRA": UNLIKE, "POLY": UNLIKE}.get(
-            held.method, MERGE
-        )
-        return f"it takes LoRA, and this is {held.method}. {way.get(held.method, MERGE)}"
+        ways = {"DoRA": PLAIN, "IA3": PLAIN, "PREFIX_TUNING": UNLIKE, "aLoRA": UNLIKE, "POLY": UNLIKE}
+        return f"it takes LoRA, and this is {held.method}. {ways.get(held.method, MERGE)}"
     return None
 
 
