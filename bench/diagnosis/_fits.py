@@ -52,11 +52,13 @@ def examined(model: str, target: Path, by: Any, data: str, task: str = "causal-l
     return found.to_dict()
 
 
-def parsed(arguments: Sequence[str] | None, doc: str | None, name: str, *, data: bool = False, **steps: int) -> Any:
-    """The options of such a benchmark: --out, --data where it reads any, and whole numbers with their defaults."""
+def parsed(
+    arguments: Sequence[str] | None, doc: str | None, name: str, *, data: bool = False, **defaults: int | str
+) -> Any:
+    """The options of such a benchmark: --out, --data where it reads any, and numbers and names with their defaults."""
     parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
-    for key, value in steps.items():
-        parser.add_argument(f"--{key}", type=int, default=value)
+    for key, value in defaults.items():
+        parser.add_argument(f"--{key}", type=type(value), default=value)
     if data:
         parser.add_argument("--data", type=Path, required=True, help="the folder of the data sets")
     parser.add_argument("--out", type=Path, default=results_of(name))

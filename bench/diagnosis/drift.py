@@ -3,7 +3,7 @@
 A server answers bank and travel questions (CLINC150) for three runs of a log: the first stands for the training data,
 the second is more of the same (the null: nothing may be flagged), the third asks sums in words (GSM8K).
 
-    python -m bench diagnosis-drift --data FOLDER [--rows 40]
+    python -m bench diagnosis-drift --data FOLDER [--rows 40] [--model smollm2-135m]
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ def questions(file: Path, column: str, count: int, start: int = 0) -> list[str]:
     return [rows[(start + 37 * n) % len(rows)] for n in range(count)]
 
 
-def logged(work: Path, asked: Sequence[str], name: str) -> Path:
+def logged(work: Path, model: str, asked: Sequence[str], name: str) -> Path:
     """The log of a server that was asked these questions."""
     log = work / f"{name}.jsonl"
-    words = [sys.executable, "-m", "luthier", "serve", CHAT, "--port", "0", "--log", str(log), "--rows", str(CLIENTS)]
+    words = [sys.executable, "-m", "luthier", "serve", model, "--port", "0", "--log", str(log), "--rows", str(CLIENTS)]
     server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     assert server.stdout
     address = server.stdout.readline().partition("chat at ")[2].partition(",")[0].rstrip("/")
     with ThreadPoolExecutor(CLIENTS) as pool:
-        list(pool.map(lambda text: ask(address, text), asked))
+        list(pool.map(lambda text: ask(address, model, text), asked))
     server.send_signal(signal.SIGTERM)
     server.wait(60)
     return log
 
 
-def ask(address: str, text: str) -> None:
+def ask(address: str, model: str, text: str) -> None:
     """One question; what is answered is in the log."""
-    body = {"model": CHAT, "messages": [{"role": "user", "content": text}], "max_tokens": LONGEST, "temperature": 0}
+    body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": LONGEST, "temperature": 0}
     request = urllib.request.Request(
         f"{address}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
@@ -60,7 +60,7 @@ def ask(address: str, text: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serves, asks, compares."""
-    given = parsed(arguments, __doc__, "diagnosis-drift", data=True, rows=40)
+    given = parsed(arguments, __doc__, "diagnosis-drift", data=True, rows=40, model=CHAT)
     intents, sums = given.data / "clinc150", given.data / "gsm8k"
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -70,10 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "the same domain": questions(intents / "test.jsonl", "text", given.rows),
             "another domain": questions(sums / "test.jsonl", "question", given.rows),
         }
-        logs = {name: logged(work, each, name.replace(" ", "-")) for name, each in asked.items()}
+        logs = {name: logged(work, given.model, each, name.replace(" ", "-")) for name, each in asked.items()}
         for name in list(logs)[1:]:
             found[name] = monitor(logs[name], str(logs["training"])).to_dict()
-    recorded(given.out, {name: {key: each[key] for key in KEPT} for name, each in found.items()})
+    told = {name: {key: each[key] for key in KEPT} for name, each in found.items()}
+    recorded(given.out, {"model": given.model, **told})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.diagnosis._fits import CHAT, asked, parsed, recorded, written
+from bench.diagnosis._fits import CHAT, asked, fit, parsed, recorded, written
 
 import luthier as lt
 from luthier import data
@@ -87,9 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = lt.compare(CHAT, train, test=test, out=work / "study", **study)
         (report,) = (work / "study").glob("*.md")
         runs = [{"method": each.method, "seed": each.seed, "score": each.score} for each in found.records]
-        adapter = sorted((work / "study").glob("**/adapter"))[0]
         told = {"runs": runs, "report": report.read_text(encoding="utf-8")}
         recorded(given.out, told)
+        adapter = fit(CHAT, learned, work / "fitted", steps=given.steps)
         recorded(given.out, told | {"drawn": drawn(train, test, adapter)})
 
 
