@@ -274,6 +274,14 @@ def test_a_run_that_an_older_luthier_started_goes_on_and_says_what_it_cannot_vou
         train(run, resume=True, progress=False)
 
 
+def test_what_is_refused_before_the_first_step_leaves_the_folder_free(run):
+    sara = lt.SaRA(threshold=1e-9)
+    with pytest.raises(lt.LuthierError, match="selects nothing"):
+        train(replace(run, form=lt.Full(), where="params(*norm.weight)", update=sara), progress=False)
+    assert not (run.folder / "run.json").exists()
+    assert train(run, progress=False).adapter.is_dir()
+
+
 def test_overwrite_replaces_only_the_run(run):
     train(run, progress=False)
     (run.folder / "notes.txt").write_text("mine")

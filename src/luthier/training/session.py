@@ -13,6 +13,7 @@ from transformers import TrainerCallback, set_seed
 
 from luthier import data, models
 from luthier.core.adapters.shard import shard
+from luthier.core.errors import LuthierError
 from luthier.core.guard import written
 from luthier.core.owner import owned
 from luthier.core.records import replace_text
@@ -52,7 +53,7 @@ from luthier.training.rollouts.rewards import Reward
 from luthier.training.sparse import sparsify
 from luthier.training.spec import Run
 from luthier.training.teacher import check_teacher, teacher_of
-from luthier.training.trainer import Trainer
+from luthier.training.trainer import Diverged, Trainer
 from luthier.training.writing import Writer
 
 SHARE = 10
@@ -174,11 +175,22 @@ class Session:
                     if checkpoint is not None and (stopped or checkpoint.step >= plan.steps):
                         trainer.restore(checkpoint.folder)
                     else:
-                        trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+                        self.step(trainer, checkpoint, goes_on)
                     trainer.accelerator.wait_for_everyone()
                 chosen = best.restore() if best else {}
             self.trained(trainer, prepared, loaded)
         return self.finish(prepared, loaded, plan, record, chosen)
+
+    def step(self, trainer: Trainer, checkpoint: Checkpoint | None, goes_on: bool) -> None:
+        """Trains; a new run that is refused before its first step leaves its folder free for the next try."""
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+        except Diverged:
+            raise
+        except LuthierError:
+            if not goes_on and trainer.state.global_step == 0 and is_main():
+                folders.withdraw(self.run.folder)
+            raise
 
     def trainer(
         self,
