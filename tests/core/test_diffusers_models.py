@@ -1,4 +1,4 @@
-"""The parts of diffusion pipelines, small ones of diffusers and transformers: forms act, merge exactly, and are saved."""
+"""The parts of diffusion pipelines, small, of diffusers and transformers: forms act, merge exactly, and are saved."""
 
 from __future__ import annotations
 
@@ -76,12 +76,14 @@ PARTS: dict[str, Part] = {
     "dit": (dit, lambda m: m(drawn(2, 4, 8, 8), timestep=TIMES, class_labels=torch.tensor([1, 2])).sample),
     "sd3": (
         sd3,
-        lambda m: m(
-            hidden_states=drawn(2, 4, 8, 8),
-            encoder_hidden_states=drawn(2, 5, 16),
-            pooled_projections=drawn(2, 16),
-            timestep=TIMES.double(),
-        ).sample,
+        lambda m: (
+            m(
+                hidden_states=drawn(2, 4, 8, 8),
+                encoder_hidden_states=drawn(2, 5, 16),
+                pooled_projections=drawn(2, 16),
+                timestep=TIMES.double(),
+            ).sample
+        ),
     ),
     "unet": (unet, lambda m: m(drawn(2, 4, 8, 8), TIMES, encoder_hidden_states=drawn(2, 5, 16)).sample),
     "autoencoder": (autoencoder, lambda m: m(drawn(2, 3, 16, 16)).sample),
