@@ -4,8 +4,8 @@
 
 FOLDER holds glue/, clinc150/, commonsense/ and arithmetic/ (sources and licences: docs/results.md). Made of it are
 `mawps.jsonl`, MAWPS' problems as instructions whose output is the equation and its value, and `held.jsonl`, 200 short
-news texts (premises of RTE) whose loss tells what a model forgot. `intents/` holds every sixth of CLINC150's intents, 25, with
-20 rows to train on, 10 to validate and 30 to test.
+news texts (premises of RTE) whose loss tells what a model forgot. `intents/` holds every sixth of CLINC150's intents,
+with 20 rows of each to train on, 10 to validate and 30 to test.
 """
 
 from __future__ import annotations
