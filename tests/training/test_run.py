@@ -282,6 +282,13 @@ def test_what_is_refused_before_the_first_step_leaves_the_folder_free(run):
     assert train(run, progress=False).adapter.is_dir()
 
 
+def test_a_result_says_what_the_last_step_left(run):
+    result = train(replace(run, update=lt.Freeze(bottom=1)), progress=False)
+    assert result.resting and all(".layers.0." in name for name in result.resting)
+    assert all(p.requires_grad for name, p in result.model.named_parameters() if name in result.resting)
+    assert not train(elsewhere(run, "whole"), progress=False).resting
+
+
 def test_overwrite_replaces_only_the_run(run):
     train(run, progress=False)
     (run.folder / "notes.txt").write_text("mine")

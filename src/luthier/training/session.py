@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -149,6 +150,7 @@ class Session:
         before = folders.read_record(run.folder) if goes_on else None
         batches = batches_of(run, model, features[0], before, prepared.task)
         online = Online(run, model, prepared, self.rewards, collator) if run.objective.samples else None
+        able = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         with training_context(run, model):
             plan = plan_of(run, prepared, model, steps_of(run, len(prepared.train), processes()))
             if not self.console.quiet:
@@ -179,7 +181,9 @@ class Session:
                     trainer.accelerator.wait_for_everyone()
                 chosen = best.restore() if best else {}
             self.trained(trainer, prepared, loaded)
-        return self.finish(prepared, loaded, plan, record, chosen)
+            held = dict(model.named_parameters())
+            resting = tuple(name for name in able if name in held and not held[name].requires_grad)
+        return replace(self.finish(prepared, loaded, plan, record, chosen), resting=resting)
 
     def step(self, trainer: Trainer, checkpoint: Checkpoint | None, goes_on: bool) -> None:
         """Trains; a new run that is refused before its first step leaves its folder free for the next try."""
