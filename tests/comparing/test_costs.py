@@ -14,6 +14,7 @@ import luthier as lt
 from luthier.comparing.fitted import Fitted
 from luthier.comparing.measures import costs
 from luthier.core.adapters.control import disabled
+from luthier.kernels import sparse
 from luthier.methods.objectives.sft import SFT
 from support.shipped import build
 
@@ -56,3 +57,10 @@ def test_what_the_last_step_left_is_not_counted(monkeypatch):
     )
     assert whole and some and some < 0.5 * whole
     assert tuple(name for name, p in model.named_parameters() if p.requires_grad) == names
+
+
+def test_memory_is_counted_where_matrices_are_sparse():
+    dy, x, index = torch.randn(6, 30), torch.randn(6, 40), torch.tensor([3, 500, 900])
+    with costs.Allocated() as seen:
+        sparse._gradients(dy, x, index)
+    assert seen.peak > 0

@@ -164,9 +164,9 @@ class Allocated(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """The operation, and the storages that it gave."""
         made = func(*args, **(kwargs or {}))
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if _stored(t)}
         for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in given:
+            if _stored(tensor) and tensor.untyped_storage()._cdata not in given:
                 self._count(tensor.untyped_storage())
         return made
 
@@ -181,6 +181,11 @@ class Allocated(TorchDispatchMode):
     def _drop(self, key: int, size: int) -> None:
         self.known.discard(key)
         self.level -= size
+
+
+def _stored(value: Any) -> bool:
+    """Whether a value has numbers of its own; a matrix in rows of chosen entries is made of tensors that have them."""
+    return isinstance(value, torch.Tensor) and value.layout is torch.strided
 
 
 def _wait() -> None:
