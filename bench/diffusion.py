@@ -166,4 +166,5 @@ def main(arguments: Sequence[str]) -> None:
         print(name, json.dumps(result[name]), flush=True)
     draw_samples(rows, given.out.with_suffix(".png"))
     result["machine"] = {"platform": platform.platform(), "torch": torch.__version__, "steps": given.steps}
+    result["machine"]["base steps"] = given.base_steps
     given.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,16 +1,17 @@
-"""The data of the studies beside this file: links to a folder of public data sets, and two files made of it.
+"""The data of the studies beside this file: links to a folder of public data sets, and what is made of it.
 
     python bench/studies/prepare.py --data FOLDER
 
 FOLDER holds glue/, clinc150/, commonsense/ and arithmetic/ (sources and licences: docs/results.md). Made of it are
-`mawps.jsonl`, MAWPS' problems as instructions whose output is the equation and its value, `held.jsonl`, 200 short
-news texts (premises of RTE) whose loss tells what a model forgot, and `intents/`, every fourth intent of CLINC150 by
-name, on which a run takes half a minute, so that ten seeds of a method can be had.
+`mawps.jsonl`, MAWPS' problems as instructions whose output is the equation and its value, and `held.jsonl`, 200 short
+news texts (premises of RTE) whose loss tells what a model forgot. `intents/` holds every sixth of CLINC150's intents,
+with 20 rows of each to train on, 10 to validate and 30 to test.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -21,6 +22,8 @@ PLACE = Path(__file__).parent / "data"
 LINKS = ("glue", "clinc150", "commonsense", "arithmetic")
 HELD, SHORTEST = 200, 200
 """Texts that are held, and their least number of characters."""
+PARTS = {"train": ("train", 20), "val": ("validation", 10), "test": ("test", 30)}
+"""Of CLINC150's parts, the name here and the rows of an intent that are taken, the first ones."""
 
 
 def mawps(row: dict[str, Any]) -> dict[str, str]:
@@ -41,10 +44,24 @@ def held(rows: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
     return [{"text": text} for text in list(texts)[:HELD]]
 
 
-def intents(rows: Iterable[dict[str, Any]], names: Iterable[str]) -> list[dict[str, str]]:
-    """The rows of every fourth intent."""
-    chosen = set(sorted(names)[::4])
-    return [row for row in rows if row["label"] in chosen]
+def few(rows: list[dict[str, Any]], intents: set[str], count: int) -> list[dict[str, Any]]:
+    """The first rows of each intent."""
+    left = dict.fromkeys(intents, count)
+    found = []
+    for row in rows:
+        if left.get(row["label"]):
+            left[row["label"]] -= 1
+            found.append(row)
+    return found
+
+
+def intents(folder: Path) -> None:
+    """Writes `intents/`."""
+    parts = {part: read(folder / f"{part}.jsonl") for part in PARTS}
+    chosen = set(itertools.islice(sorted({row["label"] for row in parts["train"]}), 0, None, 6))
+    (PLACE / "intents").mkdir(exist_ok=True)
+    for part, (name, count) in PARTS.items():
+        write(PLACE / "intents" / f"{name}.jsonl", few(parts[part], chosen, count))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -69,11 +86,8 @@ def main() -> None:
         (PLACE / name).unlink(missing_ok=True)
         (PLACE / name).symlink_to(folder / name)
     write(PLACE / "mawps.jsonl", map(mawps, read(folder / "arithmetic/mawps/train.jsonl")))
+    intents(folder / "clinc150")
     write(PLACE / "held.jsonl", held(read(folder / "glue/rte/train.jsonl")))
-    names = {row["label"] for row in read(folder / "clinc150/train.jsonl")}
-    (PLACE / "intents").mkdir(exist_ok=True)
-    for part in ("train", "val", "test"):
-        write(PLACE / "intents" / f"{part}.jsonl", intents(read(folder / f"clinc150/{part}.jsonl"), names))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import transformers
@@ -13,6 +14,7 @@ import luthier as lt
 from luthier.comparing.fitted import Fitted
 from luthier.comparing.measures import costs
 from luthier.core.adapters.control import disabled
+from luthier.kernels import sparse
 from luthier.methods.objectives.sft import SFT
 from support.shipped import build
 
@@ -40,3 +42,25 @@ def test_the_frozen_base_of_a_model_with_an_encoder_is_timed(monkeypatch):
     fitted = Fitted(model, None, partial(disabled, model), 18, 99, 0, [], [], 0.0, "")
     found = costs.costs(SimpleNamespace(run=SimpleNamespace(objective=SFT())), fitted, 2)  # type: ignore[arg-type]
     assert found.seconds and found.ratio and found.peak
+
+
+def test_what_the_last_step_left_is_not_counted(monkeypatch):
+    model = build("t5")
+    lt.attach(model, lt.Full(), "params(*)")
+    batch = {"input_ids": torch.tensor([[3, 4, 5]]), "labels": torch.tensor([[4, 3]])}
+    monkeypatch.setattr(costs, "_batches", lambda job, fitted, repeats: [batch] * repeats)
+    job: Any = SimpleNamespace(run=SimpleNamespace(objective=SFT()))
+    names = tuple(name for name, p in model.named_parameters() if p.requires_grad)
+    whole, some = (
+        costs.costs(job, Fitted(model, None, partial(disabled, model), 18, 99, 0, [], [], 0.0, "", left), 1).peak
+        for left in ((), names[1:])
+    )
+    assert whole and some and some < 0.5 * whole
+    assert tuple(name for name, p in model.named_parameters() if p.requires_grad) == names
+
+
+def test_memory_is_counted_where_matrices_are_sparse():
+    dy, x, index = torch.randn(6, 30), torch.randn(6, 40), torch.tensor([3, 500, 900])
+    with costs.Allocated() as seen:
+        sparse._gradients(dy, x, index)
+    assert seen.peak > 0

@@ -274,6 +274,21 @@ def test_a_run_that_an_older_luthier_started_goes_on_and_says_what_it_cannot_vou
         train(run, resume=True, progress=False)
 
 
+def test_what_is_refused_before_the_first_step_leaves_the_folder_free(run):
+    sara = lt.SaRA(threshold=1e-9)
+    with pytest.raises(lt.LuthierError, match="selects nothing"):
+        train(replace(run, form=lt.Full(), where="params(*norm.weight)", update=sara), progress=False)
+    assert not (run.folder / "run.json").exists()
+    assert train(run, progress=False).adapter.is_dir()
+
+
+def test_a_result_says_what_the_last_step_left(run):
+    result = train(replace(run, update=lt.Freeze(bottom=1)), progress=False)
+    assert result.resting and all(".layers.0." in name for name in result.resting)
+    assert all(p.requires_grad for name, p in result.model.named_parameters() if name in result.resting)
+    assert not train(elsewhere(run, "whole"), progress=False).resting
+
+
 def test_overwrite_replaces_only_the_run(run):
     train(run, progress=False)
     (run.folder / "notes.txt").write_text("mine")

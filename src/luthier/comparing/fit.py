@@ -44,6 +44,7 @@ def fitted(job: Job, trained: Train) -> Fitted:
         eval_losses=evals,
         seconds=result.seconds,
         command=command(run),
+        resting=result.resting,
     )
 
 

@@ -31,6 +31,8 @@ class Fitted:
     seconds: float
     command: str
     """What repeats it; nothing where only the study does."""
+    resting: tuple[str, ...] = ()
+    """Parameters that a step leaves, where the update trains a part at a time: those of the last step."""
 
     @property
     def trained(self) -> bool:

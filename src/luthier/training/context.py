@@ -14,7 +14,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import block_lists
 from luthier.kernels.backend import AUTO, OWN, cpu_backend
 from luthier.models import trusting
-from luthier.training.prepare import processes
+from luthier.training.processes import processes
 from luthier.training.spec import Run
 
 WORTH = 10_000_000

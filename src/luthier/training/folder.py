@@ -258,6 +258,11 @@ def begin(folder: Path, values: dict[str, Any]) -> None:
         raise
 
 
+def withdraw(folder: Path) -> None:
+    """Takes back `begin` where nothing was trained, so that the same folder can be given again."""
+    (folder / SPEC).unlink(missing_ok=True)
+
+
 def mend(folder: Path) -> None:
     """Undoes or finishes what a killed process had begun to replace in a run folder."""
     finish_replacing(folder, _id_there(folder))

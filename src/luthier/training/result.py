@@ -38,6 +38,8 @@ class Result:
     """Its tokenizer, image processor or feature extractor."""
     eval_losses: list[tuple[int, float]] = field(default_factory=list)
     """The (step, evaluation loss) of each evaluation."""
+    resting: tuple[str, ...] = ()
+    """Parameters of the adapter that the last step did not train, by the model's names."""
 
     def figures(self) -> dict[str, Any]:
         """Returns what came of the run, in few numbers."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from transformers import TrainerCallback, set_seed
 
 from luthier import data, models
 from luthier.core.adapters.shard import shard
+from luthier.core.errors import LuthierError
 from luthier.core.guard import written
 from luthier.core.owner import owned
 from luthier.core.records import replace_text
@@ -54,7 +56,7 @@ from luthier.training.rollouts.rewards import Reward
 from luthier.training.sparse import sparsify
 from luthier.training.spec import Run
 from luthier.training.teacher import check_teacher, teacher_of
-from luthier.training.trainer import Trainer
+from luthier.training.trainer import Diverged, Trainer
 from luthier.training.writing import Writer
 
 SHARE = 10
@@ -151,6 +153,7 @@ class Session:
         before = folders.read_record(run.folder) if goes_on else None
         batches = batches_of(run, model, features[0], before, prepared.task)
         online = Online(run, model, prepared, self.rewards, collator) if run.objective.samples else None
+        able = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         with training_context(run, model):
             plan = plan_of(run, prepared, model, steps_of(run, len(prepared.train), processes()))
             if not self.console.quiet:
@@ -177,11 +180,24 @@ class Session:
                     if checkpoint is not None and (stopped or checkpoint.step >= plan.steps):
                         trainer.restore(checkpoint.folder)
                     else:
-                        trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+                        self.step(trainer, checkpoint, goes_on)
                     trainer.accelerator.wait_for_everyone()
                 chosen = best.restore() if best else {}
             self.trained(trainer, prepared, loaded)
-        return self.finish(prepared, loaded, plan, record, chosen)
+            held = dict(model.named_parameters())
+            resting = tuple(name for name in able if name in held and not held[name].requires_grad)
+        return replace(self.finish(prepared, loaded, plan, record, chosen), resting=resting)
+
+    def step(self, trainer: Trainer, checkpoint: Checkpoint | None, goes_on: bool) -> None:
+        """Trains; a new run that is refused before its first step leaves its folder free for the next try."""
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+        except Diverged:
+            raise
+        except LuthierError:
+            if not goes_on and trainer.state.global_step == 0 and is_main():
+                folders.withdraw(self.run.folder)
+            raise
 
     def trainer(
         self,

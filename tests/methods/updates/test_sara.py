@@ -79,8 +79,14 @@ def gathered(optimizer) -> dict:
 
 
 def test_bad_thresholds_are_told_with_the_bound():
-    with pytest.raises(lt.LuthierError, match=r"selects nothing: the smallest weight is \d"):
+    with pytest.raises(lt.LuthierError, match=r"selects nothing: the smallest weight that is not 0 is \d"):
         optimiser(full(2, "params(*norm.weight)"), SaRA(threshold=0.5), lr=1e-3, steps=4)
+    padded = full(2, "params(*embed_tokens.weight)")  # a row of zeros, which every threshold is above
+    with torch.no_grad():
+        padded.get_input_embeddings().weight[0] = 0
+        next(iter(lt.trainable(padded).values()))[0] = 0
+    with pytest.raises(lt.LuthierError, match=r"that is not 0 is \d"):
+        optimiser(padded, SaRA(threshold=1e-12), lr=1e-3, steps=4)
     with pytest.raises(lt.LuthierError, match=r"selects all weights, the largest of which is 1"):
         optimiser(full(2, "params(*norm.weight)"), SaRA(threshold=1.5), lr=1e-3, steps=4)
     with pytest.raises(lt.LuthierError, match="above 0"):

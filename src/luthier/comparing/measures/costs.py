@@ -44,26 +44,41 @@ def costs(job: Job, fitted: Fitted, repeats: int) -> Costs:
 
     Memory is what the allocator was asked for during one more step: forward, backward, AdamW at a learning rate of
     zero. On a GPU it is CUDA's own peak; on a CPU that of the tensors that operations make, without what they use
-    within themselves. The weights stay.
+    within themselves. Of an update that trains a part at a time, it is that of the last step. The weights stay.
     """
     if not (fitted.trained and repeats):
         return Costs()
     batches, model = _batches(job, fitted, repeats), fitted.model
     loss = job.run.objective.loss
-    trained = [p for p in model.parameters() if p.requires_grad]
     model.train()
     for norm in running_norms(model):
         norm.eval()
     try:
-        _floor(fitted, loss, batches[0])
-        _timed(model, loss, batches[0])
-        pairs = [(_timed(model, loss, batch), _floor(fitted, loss, batch)) for batch in batches]
-        growth = _growth(lambda: _step(model, loss, batches[0], trained))
+        with _left(fitted):
+            trained = [p for p in model.parameters() if p.requires_grad]
+            _floor(fitted, loss, batches[0])
+            _timed(model, loss, batches[0])
+            pairs = [(_timed(model, loss, batch), _floor(fitted, loss, batch)) for batch in batches]
+            growth = _growth(lambda: _step(model, loss, batches[0], trained))
     finally:
         model.eval()
         model.zero_grad(set_to_none=True)
     ratios = [step / floor for step, floor in pairs]
     return Costs(statistics.median(step for step, _ in pairs), statistics.median(ratios), fitted.bytes + growth)
+
+
+@contextmanager
+def _left(fitted: Fitted) -> Iterator[None]:
+    """What the last step of training left has no gradients here either."""
+    held = dict(fitted.model.named_parameters())
+    left = [held[name] for name in fitted.resting if name in held]
+    for parameter in left:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in left:
+            parameter.requires_grad_(True)
 
 
 def _batches(job: Job, fitted: Fitted, repeats: int) -> list[Batch]:
@@ -149,9 +164,9 @@ class Allocated(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """The operation, and the storages that it gave."""
         made = func(*args, **(kwargs or {}))
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if _stored(t)}
         for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in given:
+            if _stored(tensor) and tensor.untyped_storage()._cdata not in given:
                 self._count(tensor.untyped_storage())
         return made
 
@@ -166,6 +181,11 @@ class Allocated(TorchDispatchMode):
     def _drop(self, key: int, size: int) -> None:
         self.known.discard(key)
         self.level -= size
+
+
+def _stored(value: Any) -> bool:
+    """Whether a value has numbers of its own; a matrix in rows of chosen entries is made of tensors that have them."""
+    return isinstance(value, torch.Tensor) and value.layout is torch.strided
 
 
 def _wait() -> None:

@@ -53,11 +53,12 @@ class SaRA(Update):
 
     def check_plan(self, plan):
         sizes = [group.base().abs() for group in self.weights(plan)]
-        least, most = min(float(w.min()) for w in sizes), max(float(w.max()) for w in sizes)
+        nonzero = [float(w[w > 0].min()) for w in sizes if w.any()]
+        least, most = min(nonzero, default=0.0), max(float(w.max()) for w in sizes)
         if least >= self.threshold:
             raise LuthierError(
-                f"sara.threshold is {self.threshold:g} and selects nothing: the smallest weight is {least:.3g}; give "
-                "more."
+                f"sara.threshold is {self.threshold:g} and selects nothing: the smallest weight that is not 0 is "
+                f"{least:.3g}; give more."
             )
         if most < self.threshold:
             raise LuthierError(
