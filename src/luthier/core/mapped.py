@@ -80,7 +80,7 @@ def put_away(tensor: Tensor) -> Tensor:
             file.write(piece)
         file.flush()
         held = torch.UntypedStorage.from_file(file.name, False, size)  # a mapping outlives the file's name
-    return torch.empty(0, dtype=tensor.dtype).set_(held, 0, tensor.shape)
+    return torch.empty(0, dtype=tensor.dtype).set_(held, 0, tensor.shape)  # pyright: ignore
 
 
 def pieces(tensor: Tensor, most: int = 2**24) -> Iterator[memoryview]:

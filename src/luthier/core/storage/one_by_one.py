@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,8 +52,9 @@ def write(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str
 @contextmanager
 def written() -> Iterator[None]:
     """Has transformers' `save_pretrained` write its files by `write` while the context lasts."""
-    from transformers import modeling_utils
+    from transformers import modeling_utils as library
 
+    modeling_utils: Any = library
     before = modeling_utils.safe_save_file
     modeling_utils.safe_save_file = write
     try:
