@@ -90,7 +90,7 @@ def train(
     save_every: int | None = None,
     keep: int = 2,
     seed: int = 0,
-    precision: Literal['auto', 'float32', 'bfloat16'] = "float32",
+    precision: Literal['auto', 'float32', 'bfloat16', 'float16'] = "float32",
     quantize: str | None = None,
     gradient_checkpointing: bool = False,
     cpu_backend: Literal['auto', 'mkl', 'onednn', 'onednn-convolution'] = "auto",
