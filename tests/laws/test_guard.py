@@ -70,7 +70,7 @@ def test_foreign_code_is_behind_a_guard():
 OWN_TEXTS = {
     "comparing/report/page.py", "core/palette.py", "serving/http/listening.py", "serving/studio/chat.py",
     "training/card.py", "cli/source.py",  # of the package
-    "core/cached.py", "kernels/backend.py",  # of the system, or an error of which is expected
+    "core/cached.py", "kernels/backend.py", "core/mapped.py",  # of the system, or an error of which is expected
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -113,7 +114,7 @@ def test_lines_of_another_run_are_no_metrics_of_this_one(run):
 
 @pytest.mark.parametrize("line", [
     {"step": 1, "loss": [0]}, {"step": 1, "loss": "1"}, {"step": 1, "loss": {}}, {"step": 1, "seconds": []},
-    {"step": 1, "loss": None}, {"step": 1, "lr": 10**400}, {"step": "1"}, {"step": True}, {"loss": 1.0}, [], None,
+    {"step": 1, "seconds": None}, {"step": 1, "lr": 10**400}, {"step": "1"}, {"step": True}, {"loss": 1.0}, [], None,
 ])  # fmt: skip
 def test_lines_that_hold_no_figures_are_told(line, tmp_path):
     good = json.dumps({"step": 1, "epoch": 0.5, "loss": float("nan"), "accuracy": None, "run": "a"})
@@ -122,6 +123,16 @@ def test_lines_that_hold_no_figures_are_told(line, tmp_path):
     (tmp_path / metrics.FILE).write_text(f"{good}\n{json.dumps(line)}\n")
     with pytest.raises(lt.LuthierError, match="line 2, is damaged"):
         metrics.read(tmp_path)
+
+
+@pytest.mark.parametrize("said", ["NaN", "null"])
+def test_a_loss_that_was_no_number_is_read_and_kept(said, tmp_path):
+    """JSON has no number for it; earlier versions wrote Python's word."""
+    (tmp_path / metrics.FILE).write_text(f'{{"step": 1, "eval_loss": {said}, "seconds": 1.0, "run": "a"}}\n')
+    for _ in range(2):
+        assert math.isnan(metrics.read(tmp_path)[0]["eval_loss"])
+        metrics.cut(tmp_path, 1, ["a"])
+    assert '"eval_loss": null' in (tmp_path / metrics.FILE).read_text()
 
 
 ANSWER = {"step": 1, "run": "a", "prompt": "p", "answer": "\ud800é", "tokens": 2, "finish": "stop", "reward": None}

@@ -9,7 +9,7 @@ from luthier.comparing.fitted import Fitted, curves, tensors_on_disk
 from luthier.comparing.plan import Job
 from luthier.comparing.with_peft import fit_peft
 from luthier.core.adapters.control import disabled
-from luthier.training.base import base_of
+from luthier.training.base import load_base
 from luthier.training.command import command
 from luthier.training.result import Result
 from luthier.training.run import train
@@ -49,7 +49,7 @@ def fitted(job: Job, trained: Train) -> Fitted:
 
 
 def _untouched(job: Job) -> Fitted:
-    loaded = base_of(job.run, job.data.task, job.data.labels)
+    loaded = load_base(job.run, job.data.task, job.data.labels)
     total = sum(p.numel() for p in loaded.model.parameters())
     return Fitted(loaded.model, loaded.processor, nullcontext, 0, total, 0, [], [], 0.0, "")
 

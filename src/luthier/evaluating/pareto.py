@@ -20,7 +20,7 @@ from luthier.evaluating.evaluate import evaluate
 from luthier.evaluating.front import BASE, Front, Point, flagged
 from luthier.evaluating.pareto_plot import plot
 from luthier.evaluating.untrained import refuse_untrained
-from luthier.training.base import base_of
+from luthier.training.base import load_base
 from luthier.training.checkpoint import Checkpoint, checkpoints, read
 from luthier.training.folder import read_run
 from luthier.training.spec import Run
@@ -190,5 +190,5 @@ class Lent:
 
     def _load(self) -> models.Loaded:
         if self.loaded is None:
-            self.loaded = base_of(self.run, models.fitted_task(self.spec), self.spec["measured"].get("labels"))
+            self.loaded = load_base(self.run, models.fitted_task(self.spec), self.spec["measured"].get("labels"))
         return self.loaded

@@ -18,7 +18,7 @@ from luthier.core.contracts.examination import Examination, Report
 from luthier.core.errors import LuthierError
 from luthier.core.files import committed, free_folder
 from luthier.core.paths import path_of
-from luthier.core.records import write_json
+from luthier.core.records import finite, write_json
 from luthier.core.version import __version__
 from luthier.data import Examples
 from luthier.examining.check.subject import Means
@@ -55,7 +55,7 @@ class Examined:
 
         target = free(folder)
         with committed(target) as temporary:
-            write_json(temporary / JSON, self.to_dict())
+            write_json(temporary / JSON, finite(self.to_dict()))
             plot(self.to_dict(), temporary / PLOT)
         return target
 

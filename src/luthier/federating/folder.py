@@ -19,6 +19,7 @@ from luthier.core.records import recorded, replace_json, write_json
 from luthier.federating.change import Change
 from luthier.federating.client import Sent
 from luthier.federating.plot import plot
+from luthier.federating.spec import UNREAD
 from luthier.training.folder import versions
 from luthier.training.spec import Run
 
@@ -86,7 +87,7 @@ def refuse_changed(folder: Path, new: Mapping[str, Any], old: Mapping[str, Any])
 
 def _differences(name: str, here: Any, there: Any) -> list[str]:
     if isinstance(here, dict) and isinstance(there, dict):
-        keys = [key for key in {**here, **there} if key not in (*FREE, TOKENS)]
+        keys = [key for key in {**here, **there} if key not in (*FREE, TOKENS, *UNREAD)]
         return [text for key in keys for text in _differences(f"{name}.{key}", here.get(key), there.get(key))]
     return [] if here == there else [f"{name} is {here!r}, there {there!r}"]
 

@@ -10,7 +10,6 @@ from luthier.core.contracts.component import check_fields
 from luthier.core.contracts.form import Form
 from luthier.core.errors import LuthierError
 from luthier.methods.choices import CHOICES, Choices
-from luthier.training.loss_scale import check_scaled
 from luthier.training.spec import Run
 
 
@@ -96,7 +95,6 @@ def check_run(run: Run) -> None:
             f"{run.objective.name()} goes by the base as it was before training, which a federation changes from round "
             "to round; take an objective without a reference or a teacher (orpo, simpo, cpo)."
         )
-    check_scaled(run)
     if run.objective.samples:
         raise LuthierError(f"{run.objective.name()} samples answers from the model, which clients do not.")
     run.training.refuse(UNREAD, "and clients are measured and kept by the round, on padded batches")

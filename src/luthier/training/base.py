@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
-def base_of(run: Run, task: str, labels: list[str] | None) -> Loaded:
+def load_base(run: Run, task: str, labels: list[str] | None, device: str | None = None) -> Loaded:
     """Loads the base of a run for a task, with these classes: its dtype, its quantisation and its attention are those
     that the run trains with, for whoever compares it with what was trained."""
     settings = run.training
@@ -27,7 +27,7 @@ def base_of(run: Run, task: str, labels: list[str] | None) -> Loaded:
         dtype=settings.precision,
         quantize=settings.quantize,
         attn=settings.attn,
-        device="cpu" if settings.shard else None,  # from where it is split, block by block
+        device=device,
         trust_remote_code=run.trust_remote_code,
     )
 

@@ -34,7 +34,7 @@ class LossScale:
     """
 
     def __init__(self) -> None:
-        self.factor, self.good, self.skipped = LARGEST, 0, 0
+        self.factor, self.good = LARGEST, 0
 
     def scaled(self, loss: Tensor) -> Tensor:
         """Returns the loss as it is, whose gradient is S times as large."""
@@ -45,8 +45,7 @@ class LossScale:
     def unscale(self, parameters: Iterable[nn.Parameter]) -> bool:
         """Divides the gradients; where one is not finite, drops all, halves S and returns False.
 
-        Every process comes to the same, as gradients are summed over processes before. Raises `LuthierError` where S
-        has fallen below 1: the gradients leave float16's range by themselves.
+        Every process comes to the same, as gradients are summed over processes before.
         """
         held = [p for p in parameters if p.grad is not None]
         grads: list[Any] = [p.grad for p in held]
@@ -59,22 +58,22 @@ class LossScale:
             return True
         for parameter in held:
             parameter.grad = None
-        self.factor, self.good, self.skipped = self.factor / 2, 0, self.skipped + 1
-        if self.factor < 1:
-            raise LuthierError(
-                "gradients leave float16's range (65,504) even if the loss is not scaled; train in bfloat16 or float32 "
-                "(precision), which have a wider one."
-            )
+        self.factor, self.good = self.factor / 2, 0
         return False
+
+    @property
+    def spent(self) -> bool:
+        """Whether gradients are not finite even of a loss that is not scaled."""
+        return self.factor < 1
 
     def save(self, folder: Path) -> None:
         """Writes the scale beside a checkpoint's tensors."""
-        write_json(folder / STATE, {"factor": self.factor, "good": self.good, "skipped": self.skipped})
+        write_json(folder / STATE, {"factor": self.factor, "good": self.good})
 
     def load(self, folder: Path) -> None:
         """Reads what `save` wrote."""
         with recorded(folder / STATE) as kept:
-            self.factor, self.good, self.skipped = float(kept["factor"]), int(kept["good"]), int(kept["skipped"])
+            self.factor, self.good = float(kept["factor"]), int(kept["good"])
 
 
 class _Scaled(torch.autograd.Function):
@@ -96,7 +95,7 @@ def check_scaled(run: Run) -> None:
     own = {
         f"{run.objective.name()} (objective)": run.objective.steered,
         f"{run.update.name()} (update)": run.update.rehearses
-        or any(vars(Update)[name] is not getattr(update, name) for name in ("begin", "watches", "probes")),
+        or any(vars(Update)[name] is not getattr(update, name) for name in ("begin", "watches", "probes", "penalties")),
         "the penalty": run.penalty is not None,
         "noise_scale": run.training.noise_scale,
         **{f"{each.name()} (ranks, init)": "gradient" in each.needs for each in first if each is not None},

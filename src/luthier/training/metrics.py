@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Collection, Sequence
 from functools import partial
@@ -20,8 +21,8 @@ NAMES = {"loss": "loss", "learning_rate": "lr", "grad_norm": "grad_norm", "eval_
 """Trainer's names of what is kept, with ours."""
 
 
-ALWAYS = ("loss", "eval_loss", "seconds")
-"""Figures that are numbers wherever they are."""
+LOSSES = ("loss", "eval_loss")
+"""Figures that are read as NaN where they were none."""
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -40,8 +41,9 @@ def _line(path: Path, number: int, text: str) -> dict[str, Any]:
         made = json.loads(text)
         if not (isinstance(made, dict) and type(made.get("step")) is int):
             raise ValueError("it is not an object with a step")
-        if nothing := next((key for key in ALWAYS if made.get(key, 0) is None), None):
-            raise ValueError(f"its {nothing} is null")
+        made |= {key: math.nan for key in LOSSES if made.get(key, 0) is None}  # as JSON has no number for it
+        if made.get("seconds", 0) is None:
+            raise ValueError("its seconds are null")
         for value in (value for key, value in made.items() if key != "run" and value is not None):
             if isinstance(value, str):
                 raise ValueError("a text stands where a number should")
@@ -57,7 +59,7 @@ def seconds(lines: Sequence[dict[str, Any]]) -> float:
 def cut(folder: Path, step: int, runs: Collection[str | None]) -> None:
     """Drops the lines after `step`, which a resumed run writes anew, and those of another run than these (ids)."""
     kept = [line for line in read(folder) if line["step"] <= step and line.get("run") in runs]
-    text = "".join(json.dumps(line) + "\n" for line in kept)
+    text = "".join(json.dumps(finite(line)) + "\n" for line in kept)
     replace_text(folder / FILE, text)
 
 

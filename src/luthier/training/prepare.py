@@ -21,6 +21,7 @@ from luthier.methods.row_model import Reader
 from luthier.training.classes import check_classes
 from luthier.training.curves import check_evaluation
 from luthier.training.from_adapter import check_start
+from luthier.training.loss_scale import check_scaled
 from luthier.training.rows import check_kind, check_serves, divide, judges, read_rows, reader
 from luthier.training.spec import Run
 from luthier.training.task_columns import COLUMN, check_experts, check_types, columns_of, tagged, task_indices, tasks_of
@@ -105,6 +106,7 @@ def _prepare(run: Run, beside: Sequence[str | None], shared: bool) -> Prepared:
 def _read(run: Run) -> Examples:
     """The rows of the run's data; raises for those that its form, objective or options cannot be trained on."""
     check_start(run)
+    check_scaled(run)
     run.objective.check_form(run.form)
     _check_sources(run)
     examples = read_rows(run, run.limit)

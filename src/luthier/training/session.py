@@ -25,7 +25,7 @@ from luthier.training import apart, judged, metrics, routing
 from luthier.training import folder as folders
 from luthier.training.arguments import arguments
 from luthier.training.attachment import attach_all
-from luthier.training.base import base_of, check_fits
+from luthier.training.base import check_fits, load_base
 from luthier.training.best import Best
 from luthier.training.card import card
 from luthier.training.checkpoint import Checkpoint, go_on, newest
@@ -36,7 +36,6 @@ from luthier.training.estimate import estimate
 from luthier.training.from_adapter import compared_with_start
 from luthier.training.join import join
 from luthier.training.launched import check_optimiser, check_processes, check_services
-from luthier.training.loss_scale import check_scaled
 from luthier.training.moments import AsToldNow, ByTheClock
 from luthier.training.noise_scale import noise_scale
 from luthier.training.pack import batches_of, computed
@@ -94,7 +93,6 @@ class Session:
         check_services(run.training.report_to)
         check_processes(run)
         check_optimiser(run.training.optimizer)
-        check_scaled(run)
         join()
         if not is_main():
             return self.work(resume, resume and folders.holds_run(run.folder))
@@ -331,7 +329,8 @@ def chat_of(prepared: Prepared) -> dict[str, Any]:
 
 def load(run: Run, prepared: Prepared) -> Loaded:
     """Loads the base of a run, with the classes of its rows."""
-    return base_of(run, prepared.task, prepared.examples.labels)
+    place = "cpu" if run.training.shard else None  # from where it is split, block by block
+    return load_base(run, prepared.task, prepared.examples.labels, place)
 
 
 def every(run: Run, steps: int) -> tuple[int, int]:

@@ -271,7 +271,12 @@ class Trainer(Evaluated):
 
     def _unscaled(self) -> bool:
         """Divides the gradients of a step by what its loss was multiplied by; False: there are none, it is left out."""
-        return self.loss_scale is None or self.loss_scale.unscale(self.model.parameters())  # pyright: ignore
+        scale, model = self.loss_scale, self.model
+        if scale is None or model is None or scale.unscale(model.parameters()):
+            return True
+        if scale.spent:
+            self._stop("gradient's norm", math.inf, self.rows)
+        return False
 
     def _reference(self) -> dict[str, Tensor]:
         """The gradient of the loss on rows of earlier tasks, by name."""

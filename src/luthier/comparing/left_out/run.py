@@ -21,7 +21,7 @@ from luthier.core.owner import owned
 from luthier.core.records import as_read, recorded, replace_json
 from luthier.evaluating import evaluate
 from luthier.evaluating.yes_no import description
-from luthier.training.base import base_of
+from luthier.training.base import load_base
 from luthier.training.beginning import begin
 from luthier.training.context import loading_for
 from luthier.training.folder import holds_run
@@ -116,7 +116,7 @@ class _Group:
         set_seed(self.run.training.seed)  # heads that are new
         task = self.held[0].rows.task
         labels = self.held[0].rows.labels
-        base = base_of(self.run, task, labels)
+        base = load_base(self.run, task, labels)
         found = {UNTUNED: self._measured(base.model, base.processor)}
         del base
         done = self._trained(ALL, None)

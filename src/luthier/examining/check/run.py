@@ -16,7 +16,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.families import ticked
 from luthier.core.files import committed, free_folder
 from luthier.core.paths import path_of
-from luthier.core.records import write_json
+from luthier.core.records import finite, write_json
 from luthier.core.version import __version__
 from luthier.examining.check.gates import Named, checked, read_gates
 from luthier.examining.check.page import page
@@ -70,7 +70,7 @@ class Checked:
         """Writes check.json and check.html into a folder, which must be new or hold an earlier check."""
         target = free(folder)
         with committed(target) as temporary:
-            write_json(temporary / JSON, self.to_dict())
+            write_json(temporary / JSON, finite(self.to_dict()))
             (temporary / HTML).write_text(
                 page(self.target, self.outcome, self.verdicts, self.checklist), encoding="utf-8"
             )

@@ -20,7 +20,7 @@ from luthier.examining.pair import batches_of, pair_of
 
 @dataclass(frozen=True)
 class Means:
-    """How rows are read and answered; every source is read once."""
+    """How rows are read and answered."""
 
     base: nn.Module
     processor: Any

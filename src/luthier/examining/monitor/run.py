@@ -12,7 +12,7 @@ from luthier.core.contracts.example import Example, last_answer
 from luthier.core.errors import LuthierError
 from luthier.core.files import committed, free_folder
 from luthier.core.palette import policy_digest, rendered, styled
-from luthier.core.records import write_json
+from luthier.core.records import finite, write_json
 from luthier.core.version import __version__
 from luthier.examining.monitor.measures import Drift, by_day, drifts
 
@@ -98,7 +98,7 @@ class Monitored:
         """Writes monitor.json and monitor.html into a folder, which must be new or hold an earlier one's."""
         target = free(folder)
         with committed(target) as temporary:
-            write_json(temporary / JSON, self.to_dict())
+            write_json(temporary / JSON, finite(self.to_dict()))
             (temporary / HTML).write_text(self.page(), encoding="utf-8")
         return target
 

@@ -13,7 +13,7 @@ from luthier.core.storage import store
 from luthier.data.labels import labels_in_order
 from luthier.models import Loaded
 from luthier.training.attachment import attach_all
-from luthier.training.base import base_of
+from luthier.training.base import load_base
 from luthier.training.penalised import read_state, write_state
 from luthier.training.prepare import Prepared
 from luthier.training.row_gradients import fisher_diagonal
@@ -101,4 +101,4 @@ class TaskSession(Session):
 
 def base(plan: Plan) -> Loaded:
     """Loads the base of a sequence, with the classes of all tasks."""
-    return base_of(plan.run, plan.tasks[0].prepared.task, plan.labels)
+    return load_base(plan.run, plan.tasks[0].prepared.task, plan.labels)

@@ -64,7 +64,7 @@ def read_rows(spec: Unlearn, run: Run) -> Rows:
             if getattr(spec, name) is not None}  # fmt: skip
     check_rows(spec, run, read, known)
     check_classes(spec, known.labels, read["retain"].labels)
-    check_models(spec, run)
+    check_models(spec, run, read.get("test"))
     if spec.unlearning.matches and known.labels is None:
         raise LuthierError(
             f"{spec.unlearning.name()} predicts every logit of a row, and a model for {task} has as many as its "

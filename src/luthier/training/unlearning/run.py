@@ -25,7 +25,7 @@ from luthier.core.storage.folder import adapter_folder
 from luthier.data.labels import labels_in_order
 from luthier.models import Loaded, licence_of
 from luthier.training.adam_state import AdamState
-from luthier.training.base import base_of
+from luthier.training.base import load_base
 from luthier.training.beginning import begin
 from luthier.training.progress import quiet
 from luthier.training.run import train
@@ -112,7 +112,7 @@ def _loaded(adapter: str, run: Run, rows: Rows) -> Loaded:
     labels = format_.read(folder)["measured"].get("labels")
     if run.training.precision == "float16":  # nothing here scales a loss
         run = replace(run, training=replace(run.training, precision="float32"))
-    loaded = base_of(run, rows.task, labels)
+    loaded = load_base(run, rows.task, labels)
     store.load(loaded.model, folder, run.name)
     return loaded
 
