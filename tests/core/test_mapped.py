@@ -32,13 +32,13 @@ def test_memory_of_read_weights_is_given_back_and_they_stay_the_same(file, monke
     held, before = load_file(file), resident()
     sums = [float(tensor.double().sum()) for tensor in held.values()]
     assert resident() - before > 24 * 1024
-    monkeypatch.setattr(mapped, "MOST", 0)
-    with mapped.sparing(file.parent):
+    monkeypatch.setattr(mapped, "LEAST", 0)
+    with mapped.low_memory(file.parent):
         mapped._before = 0
-        mapped.let_go()
+        mapped.evict()
         assert resident() - before < 2 * 1024
         assert [float(tensor.double().sum()) for tensor in held.values()] == sums
-    mapped.let_go()  # outside nothing is given back
+    mapped.evict()  # outside nothing is given back
     assert resident() - before > 24 * 1024
 
 
@@ -47,22 +47,46 @@ def test_what_was_written_to_is_kept(file, monkeypatch):
     held = load_file(file)["t3"]
     kept, held[500, 7], held[501] = held.clone(), 12.0, -1.0
     kept[500, 7], kept[501] = 12.0, -1.0
-    monkeypatch.setattr(mapped, "MOST", 0)
-    with mapped.sparing(file.parent):
+    monkeypatch.setattr(mapped, "LEAST", 0)
+    with mapped.low_memory(file.parent):
         mapped._before = 0
-        mapped.let_go()
+        mapped.evict()
         assert torch.equal(held, kept)
 
 
+def test_files_of_the_hubs_cache_are_weights_under_the_names_of_their_hashes(file, tmp_path, monkeypatch):
+    (tmp_path / "blobs").mkdir()
+    blob = file.rename(tmp_path / "blobs" / ("0" * 40))
+    file.symlink_to(blob)
+    held, before = load_file(file), resident()
+    assert float(held["t0"].abs().sum() + held["t7"].abs().sum()) > 0
+    monkeypatch.setattr(mapped, "LEAST", 0)
+    with mapped.low_memory(tmp_path):
+        mapped._before = 0
+        mapped.evict()
+        assert resident() - before < 2 * 1024
+
+
+def test_a_full_disk_leaves_a_tensor_in_memory(tmp_path, monkeypatch):
+    given = torch.zeros(2**19)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with mapped.low_memory(tmp_path):
+        monkeypatch.setattr(mapped.tempfile, "NamedTemporaryFile", full)
+        assert mapped.spilled(given) is given
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
-def test_a_tensor_that_is_put_away_is_itself_without_a_file_that_stays(dtype, tmp_path):
+def test_a_tensor_that_is_spilled_is_itself_without_a_file_that_stays(dtype, tmp_path):
     given = torch.arange(2**20).reshape(1024, 1024).to(dtype)
-    assert mapped.put_away(given) is given
-    with mapped.sparing(tmp_path / "not" / "there"):
-        away = mapped.put_away(given.T)
+    assert mapped.spilled(given) is given
+    with mapped.low_memory(tmp_path / "not" / "there"):
+        away = mapped.spilled(given.T)
         assert away.data_ptr() != given.data_ptr() and list(tmp_path.iterdir()) == []
         small = given[:2]
-        assert mapped.put_away(small) is small
+        assert mapped.spilled(small) is small
     assert torch.equal(away, given.T) and away.dtype == dtype and away.is_contiguous()
 
 
@@ -72,7 +96,7 @@ def test_the_files_are_those_of_safetensors(tmp_path):
     tensors = {**kinds, "none": torch.zeros(0, 4), "one": torch.tensor(2.0), 'a"b\n': torch.randn(2, 2)}
     for name, metadata in (("with", {"format": "pt"}), ("without", None)):
         save_file(tensors, tmp_path / f"{name}.theirs", metadata)
-        with mapped.sparing(tmp_path):
+        with mapped.low_memory(tmp_path):
             write(tensors, tmp_path / f"{name}.ours", metadata)
         assert (tmp_path / f"{name}.ours").read_bytes() == (tmp_path / f"{name}.theirs").read_bytes()
 

@@ -405,7 +405,7 @@ def test_forms_of_data_files(tmp_path, files, texts):
         ("configs:\n- data_files: ../x.jsonl", "outside its folder"),
         ("configs:\n- data_files: https://x.org/y.jsonl", "outside its folder"),
         ("configs:\n- data_files: none/*.jsonl", "no such file is here"),
-        ("configs: [", "is not YAML"),
+        ("configs: [", "cannot be read"),
     ],
 )
 def test_cards_that_cannot_be_followed(tmp_path, card, reason):

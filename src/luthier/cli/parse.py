@@ -136,11 +136,11 @@ class Rewriting(Signed, Reading):
     """Base of the commands that make files of models and adapters out of others, of which little is in memory."""
 
     def within(self) -> AbstractContextManager[object]:
-        from luthier.core.mapped import sparing
+        from luthier.core.mapped import low_memory
 
         made = ExitStack()
         made.enter_context(super().within())
-        made.enter_context(sparing(path_of(vars(self)["out"]).parent))  # each of them writes one folder
+        made.enter_context(low_memory(path_of(vars(self)["out"]).parent))  # each of them writes one folder
         return made
 
 

@@ -20,7 +20,7 @@ from luthier.core.adapters.attach import find_state
 from luthier.core.contracts.combination import Combination, Place
 from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded
-from luthier.core.mapped import let_go
+from luthier.core.mapped import evict
 from luthier.core.numerics.delta import Delta
 from luthier.core.paths import path_of
 from luthier.core.records import recorded
@@ -54,7 +54,7 @@ class Job:
 
     def at(self, group: Sequence[ParameterRef], totals: Mapping[str, float]) -> tuple[Place, list[Delta]]:
         """Returns a place and the deltas there."""
-        let_go()
+        evict()
         return group[0].place(self.scope, dict(totals)), [
             each.delta(group) if each.touches(group) else Delta.zero(*group[0].oriented(group[0].tensor).shape)
             for each in self.sources

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from luthier.combining.parameter_refs import parameter_refs
 from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded
-from luthier.core.mapped import let_go
+from luthier.core.mapped import evict
 from luthier.core.records import recorded
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -67,7 +67,7 @@ class Checkpoint:
         tensor = self._files[name].get_tensor(self._keys.get(name, name)).to(self.device)  # type: ignore[attr-defined]
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise LuthierError(f"{self.folder}: {name} holds NaN or infinity.")
-        let_go()
+        evict()
         return tensor
 
 

@@ -16,7 +16,7 @@ from luthier.core.adapters.tuner import AdapterComponent
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.site import Site, Sites
 from luthier.core.errors import LuthierError
-from luthier.core.mapped import put_away
+from luthier.core.mapped import spilled
 from luthier.core.numerics.delta import Delta
 from luthier.core.sites.scope import Scope
 from luthier.core.sites.select import select
@@ -56,10 +56,10 @@ class Into:
         old = ref.tensor
         new = ref.oriented(delta.apply(ref.oriented(wide(old)))).to(old.dtype)
         if apart:
-            ref.module._parameters[ref.key] = nn.Parameter(put_away(new.contiguous()), old.requires_grad)
+            ref.module._parameters[ref.key] = nn.Parameter(spilled(new.contiguous()), old.requires_grad)
             self._untie(ref.name)
         else:
-            old.data = put_away(new.contiguous())
+            old.data = spilled(new.contiguous())
         self._changed += 1
 
     def _untie(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""JSON of rows, in which no key may stand twice in one object: readers keep the last and drop the others unsaid."""
+"""JSON text in which no key may stand twice in one object: readers keep the last and drop the others unsaid."""
 
 from __future__ import annotations
 

@@ -15,27 +15,27 @@ MERGE = "tag:yaml.org,2002:merge"
 """The tag of YAML's key `<<`, which may stand several times."""
 
 
-def loads(text: str) -> Any:
+def loads(text: str, most: int = MOST_VALUES) -> Any:
     """Returns what YAML text holds; raises PyYAML's errors, and `ValueError` for keys that stand twice."""
     import yaml
 
-    return bounded(yaml.load(text, Loader=_loader()))  # a safe one
+    return bounded(yaml.load(text, Loader=_loader()), most)  # a safe one
 
 
-def bounded(value: Any) -> Any:
+def bounded(value: Any, most: int = MOST_VALUES) -> Any:
     """Returns a value as it is; raises `ValueError` for what names itself, as YAML's aliases may, and for too much."""
-    _refuse_endless(value, itertools.count(1))
+    _refuse_endless(value, itertools.count(1), most)
     return value
 
 
-def _refuse_endless(value: Any, count: Iterator[int], depth: int = 0) -> None:
-    if next(count) > MOST_VALUES or depth > DEEPEST:
-        raise ValueError(f"it holds more than {MOST_VALUES:,} values, or names itself")
+def _refuse_endless(value: Any, count: Iterator[int], most: int, depth: int = 0) -> None:
+    if next(count) > most or depth > DEEPEST:
+        raise ValueError(f"it holds more than {most:,} values, or names itself")
     if isinstance(value, int) and abs(value) > LARGEST:
         raise ValueError("it holds a whole number of more than 64 bits")
     if isinstance(value, dict | list):
         for each in value.values() if isinstance(value, dict) else value:
-            _refuse_endless(each, count, depth + 1)
+            _refuse_endless(each, count, most, depth + 1)
 
 
 @functools.cache

@@ -158,6 +158,9 @@ def _refuse_parts(folder: Path, files: Sequence[Path]) -> None:
         )
 
 
+MOST = 10_000_000
+"""Values in the head of a card: names of classes, and configurations, of which there may be many."""
+
 # --- a clone of a hub data set ---------------------------------------------------------------------
 
 
@@ -168,8 +171,8 @@ def _card(folder: Path) -> dict[str, Any]:
     head = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
     if head is None:
         return {}
-    with guarded(f"{path}: what stands between its --- lines is not YAML"):
-        found = yaml_text.loads(head[1])
+    with guarded(f"{path}: what stands between its --- lines cannot be read"):
+        found = yaml_text.loads(head[1], MOST)
     return found if isinstance(found, dict) else {}
 
 

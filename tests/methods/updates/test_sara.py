@@ -79,7 +79,7 @@ def gathered(optimizer) -> dict:
 
 
 def test_bad_thresholds_are_told_with_the_bound():
-    with pytest.raises(lt.LuthierError, match=r"selects nothing: the smallest weight that is not 0 is \d"):
+    with pytest.raises(lt.LuthierError, match=r"selects nothing but zeros: the smallest other weight is \d"):
         optimiser(full(2, "params(*norm.weight)"), SaRA(threshold=0.5), lr=1e-3, steps=4)
     padded = full(2, "params(*embed_tokens.weight)")  # a row of zeros, which every threshold is above
     with torch.no_grad():

@@ -79,7 +79,7 @@ class Examine(Fitted):
         from luthier.cli.base import base_under
         from luthier.core.contracts.component import find
         from luthier.core.contracts.examination import Examination
-        from luthier.core.mapped import sparing
+        from luthier.core.mapped import low_memory
         from luthier.examining import examine
         from luthier.examining.examine import check_data, free
 
@@ -91,7 +91,7 @@ class Examine(Fitted):
         check_data(made, sources, self.batch)
         dtype = self.dtype or ("float32" if cls.reads else "auto")
         base = base_under(self.target, self.base, dtype=dtype, task=self.task)
-        with nullcontext() if cls.reads else sparing(Path(gettempdir())):
+        with nullcontext() if cls.reads else low_memory(Path(gettempdir())):
             found = examine(
                 self.target,
                 made,

@@ -21,7 +21,7 @@ from luthier.core.adapters.state import State
 from luthier.core.adapters.swap import adapters_of
 from luthier.core.adapters.tuner import TunerLayer
 from luthier.core.errors import LuthierError
-from luthier.core.mapped import let_go, put_away
+from luthier.core.mapped import evict, spilled
 from luthier.core.sites.probe import dummy_inputs, eval_mode
 from luthier.core.sites.structure import features, is_quantised, unwrapped
 
@@ -58,7 +58,7 @@ def merge(model: nn.Module, name: str | None = None, *, inputs: Mapping[str, Any
         new: dict[str, Tensor] = {}
         for path, module, tuners in todo:
             new |= _merged(path, module, tuners)
-            let_go()
+            evict()
         _write(base, state, new)
         state.folded = [tuner for _, _, tuners in todo for tuner in tuners]
         switch(base, name, False)
@@ -123,7 +123,7 @@ def _merged(path: str, module: nn.Module, tuners: list[TunerLayer]) -> dict[str,
     if "embedding" in kinds:
         new["weight"] = _table(module, tuners)
     return {
-        f"{path}.{key}" if path else key: put_away(tensor.to(module._parameters[key].dtype).contiguous())  # type: ignore[union-attr]
+        f"{path}.{key}" if path else key: spilled(tensor.to(module._parameters[key].dtype).contiguous())  # type: ignore[union-attr]
         for key, tensor in new.items()
         if tensor is not None
     }

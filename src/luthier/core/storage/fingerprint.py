@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from luthier.core.adapters.attach import find_state
-from luthier.core.mapped import let_go
+from luthier.core.mapped import evict
 from luthier.core.sites.renaming import names_of, nearest
 from luthier.core.sites.samples import architecture, class_name, close, values
 from luthier.core.sites.structure import base_modules, base_parameters, block_lists, full_tensor, is_sharded
@@ -42,7 +42,7 @@ def fingerprint(model: nn.Module, leave: Iterable[str] = ()) -> dict[str, Any]:
         if id(tensor) not in seen:  # tied tensors are read once
             flat = full_tensor(tensor.detach()).reshape(-1)
             seen[id(tensor)] = values(flat), _digest(flat, tensor.shape)
-            let_go()
+            evict()
         sample[path], digests[path] = seen[id(tensor)]
     return {
         "model": class_name(model),

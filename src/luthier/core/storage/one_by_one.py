@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.guard import guarded
-from luthier.core.mapped import pieces, rests
+from luthier.core.mapped import active, pieces
 from luthier.core.records import recorded
 
 INDEX = "model.safetensors.index.json"
@@ -26,10 +26,10 @@ TYPES = {
 
 def write(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Writes the very file that safetensors' `save_file` writes; where mapped weights are to leave memory again
-    (`luthier.core.mapped.sparing`), one tensor is in memory at a time."""
+    (`luthier.core.mapped.low_memory`), one tensor is in memory at a time."""
     from safetensors.torch import save_file
 
-    if not rests() or any(tensor.dtype not in TYPES for tensor in tensors.values()):
+    if not active() or any(tensor.dtype not in TYPES for tensor in tensors.values()):
         save_file(dict(tensors), path, dict(metadata or {}) or None)
         return
     last = {dtype: -place for place, dtype in enumerate(TYPES)}
@@ -51,7 +51,11 @@ def write(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str
 
 @contextmanager
 def written() -> Iterator[None]:
-    """Has transformers' `save_pretrained` write its files by `write` while the context lasts."""
+    """Has transformers' `save_pretrained` write its files by `write` while the context lasts, where one tensor is to be
+    in memory at a time."""
+    if not active():
+        yield
+        return
     from transformers import modeling_utils as library
 
     modeling_utils: Any = library
@@ -66,7 +70,7 @@ def written() -> Iterator[None]:
 def largest_shard(folder: Path) -> int | None:
     """Returns the bytes of tensors in the largest of the files of a model folder, those left out that hold a single
     one, however large; None for a folder with one file, or with none."""
-    if not (folder / INDEX).is_file():
+    if not folder.name or not (folder / INDEX).is_file():
         return None
     with recorded(folder / INDEX) as told:
         held = Counter(told["weight_map"].values())

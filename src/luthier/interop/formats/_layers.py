@@ -13,7 +13,7 @@ from luthier.core.adapters.swap import adapters_of
 from luthier.core.adapters.tuner import TunerLayer
 from luthier.core.contracts.form import Form
 from luthier.core.errors import LuthierError
-from luthier.core.mapped import let_go
+from luthier.core.mapped import evict
 from luthier.core.numerics.delta import Delta
 from luthier.core.sites.structure import features, lookup_scale
 
@@ -68,7 +68,7 @@ class Factoring:
     def __call__(self, layer: Layer) -> tuple[Tensor, Tensor]:
         """(B [d_out, r], A [r, d_in]) of the change of a layer's weight; of a table, B [width, r] and A [r, rows]."""
         _refuse_elsewhere(layer)
-        let_go()
+        evict()
         return self.fit(layer, _table(layer) if layer.kinds == {"embedding"} else delta_of(layer.module, layer.tuners))
 
     def fit(self, layer: Layer, delta: Delta) -> tuple[Tensor, Tensor]:

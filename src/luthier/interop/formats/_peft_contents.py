@@ -165,10 +165,11 @@ def _poly(model: nn.Module, layers: list[Layer]) -> Files:
 
 
 def _fits_poly(layers: list[Layer]) -> bool:
-    """Whether several tasks choose skills of one rank in plain linear layers; of one task it is LoRA."""
-    ranks = {layer.tuners[0].own()["B"].shape[1] for layer in layers}
+    """Whether the same tasks choose as many skills of one rank in plain linear layers; of one task it is LoRA."""
+    own = [layer.tuners[0] for layer in layers]
+    alike = {(each.own()["B"].shape[1], each.own()["Z"].shape, tuple(each.form.known())) for each in own}  # type: ignore[attr-defined]
     linear = all(isinstance(layer.module, nn.Linear) for layer in layers)
-    return linear and len(ranks) == 1 and len(layers[0].tuners[0].form.known()) > 1  # type: ignore[attr-defined]
+    return linear and len(alike) == 1 and len(next(iter(alike))[2]) > 1
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,11 @@ class Conjugate(Examination):
         with pair.after() as model:
             after = self._answers(pair, model, rows, made)
         plain = rows.prompts()
-        same = {name for name, each in made.items() if [conjugated(prompt, each) for prompt in plain] == plain}
+        same = {
+            name
+            for name, each in made.items()
+            if after[name] == after[""] and [conjugated(prompt, each) for prompt in plain] == plain
+        }
         places, null = (
             {name: self._place(rows, before, after, name, shift, sure=name in same) for name in made}
             for shift in (0, 1)
@@ -82,9 +86,9 @@ class Conjugate(Examination):
         return found
 
     def _place(self, rows: Asked, before, after, name: str, shift: int, *, sure: bool) -> dict[str, float]:
-        """The numbers of one transform; one that changes no prompt recovers nothing (`sure`), and so does any where
-        nothing was lost. Under the null answers are scored against other rows' right ones, while what was lost stays
-        what it is."""
+        """The numbers of one transform; one that changes neither prompts nor answers recovers nothing (`sure`), and so
+        does any where nothing was lost. Under the null answers are scored against other rows' right ones, while what
+        was lost stays what it is."""
         columns = [rows.scores(after[name], shift), rows.scores(after[""], shift), rows.scores(before[""])]
         columns += [rows.scores(after[""]), rows.scores(before[name], shift)]
         table = torch.stack(columns, 1)

@@ -57,8 +57,8 @@ class SaRA(Update):
         least, most = min(nonzero, default=0.0), max(float(w.max()) for w in sizes)
         if least >= self.threshold:
             raise LuthierError(
-                f"sara.threshold is {self.threshold:g} and selects nothing: the smallest weight that is not 0 is "
-                f"{least:.3g}; give more."
+                f"sara.threshold is {self.threshold:g} and selects nothing but zeros: the smallest other weight "
+                f"is {least:.3g}; give more."
             )
         if most < self.threshold:
             raise LuthierError(

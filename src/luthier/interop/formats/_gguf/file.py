@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.errors import LuthierError
-from luthier.core.mapped import let_go, rests
+from luthier.core.mapped import active, evict
 from luthier.interop.formats._gguf import k_quants
 from luthier.interop.formats._gguf.architectures import Architecture
 
@@ -34,7 +35,9 @@ def library() -> Any:
 @contextmanager
 def writing(path: Path, architecture: Architecture) -> Iterator[Any]:
     """A `GGUFWriter` that takes metadata and tensors while the context lasts, and then writes the file."""
-    writer = library().GGUFWriter(path, architecture.name, use_temp_file=rests())
+    writer = library().GGUFWriter(path, architecture.name, use_temp_file=active())
+    if active():  # beside what is written, not in the system's folder, which may be in memory
+        writer.temp_file = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 - the writer closes it
     yield writer
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -85,7 +88,7 @@ def add(writer: Any, name: str, tensor: Tensor, dtype: str) -> float:
     stored = k_quants.quantize(values, wanted) if mixed else gguf.quants.quantize(values, wanted)
     writer.add_tensor(name, stored, raw_dtype=wanted)
     again = gguf.quants.dequantize(stored, wanted) if wanted.name != "F32" else values
-    let_go()
+    evict()
     size = _norm(values)
     return _norm(values, again) / size if size else 0.0
 

@@ -32,7 +32,8 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def little(monkeypatch):
     """Every page is let go at once, and every new tensor is put into a file."""
-    monkeypatch.setattr(mapped, "MOST", -(2**60))
+    monkeypatch.setattr(mapped, "LEAST", -(2**60))
+    monkeypatch.setattr(mapped, "SHARE", 2**60)
     monkeypatch.setattr(mapped, "LARGE", 1)
 
 
@@ -57,7 +58,7 @@ def same(one, two):
 def test_the_same_bytes_in_the_same_files(to, where, folder, tmp_path, little):
     adapter(folder, tmp_path / "adapter", lt.LoRA(rank=2), where)
     exported(folder, tmp_path, "whole", to, "auto")
-    with mapped.sparing(tmp_path):
+    with mapped.low_memory(tmp_path):
         exported(folder, tmp_path, "sparing", to, "auto")
     assert same(tmp_path / "whole", tmp_path / "sparing") == []
     if to == "merged":
@@ -76,7 +77,7 @@ def test_combinations_are_the_same(merged, folder, tmp_path, little):
         return out
 
     whole = combined("whole")
-    with mapped.sparing(tmp_path):
+    with mapped.low_memory(tmp_path):
         found = combined("sparing")
     assert {name for name in same(whole, found) if not name.endswith(".png")} <= {"adapter.json"}  # which has the time
 
