@@ -87,6 +87,15 @@ def run_parts(
 
 def recorded(out: Path, found: Any) -> None:
     """Writes what was found, and prints it."""
-    text = json.dumps(found, indent=1)
+    text = json.dumps(_named(found), indent=1)
     out.write_text(text + "\n", encoding="utf-8")
     print(text)
+
+
+def _named(value: Any) -> Any:
+    """A value with scratch files by their names, since where they lay says nothing."""
+    if isinstance(value, str):
+        return Path(value).name if value.startswith(f"{tempfile.gettempdir()}/") else value
+    if isinstance(value, Mapping):
+        return {key: _named(each) for key, each in value.items()}
+    return [_named(each) for each in value] if isinstance(value, list | tuple) else value

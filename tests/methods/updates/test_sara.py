@@ -85,7 +85,7 @@ def test_bad_thresholds_are_told_with_the_bound():
     with torch.no_grad():
         padded.get_input_embeddings().weight[0] = 0
         next(iter(lt.trainable(padded).values()))[0] = 0
-    with pytest.raises(lt.LuthierError, match=r"that is not 0 is \d"):
+    with pytest.raises(lt.LuthierError, match=r"smallest other weight is \d"):
         optimiser(padded, SaRA(threshold=1e-12), lr=1e-3, steps=4)
     with pytest.raises(lt.LuthierError, match=r"selects all weights, the largest of which is 1"):
         optimiser(full(2, "params(*norm.weight)"), SaRA(threshold=1.5), lr=1e-3, steps=4)
