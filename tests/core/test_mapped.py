@@ -31,15 +31,16 @@ def file(tmp_path):
 def test_memory_of_read_weights_is_given_back_and_they_stay_the_same(file, monkeypatch):
     held, before = load_file(file), resident()
     sums = [float(tensor.double().sum()) for tensor in held.values()]
-    assert resident() - before > 24 * 1024
+    assert resident() - before > 16 * 1024
     monkeypatch.setattr(mapped, "LEAST", 0)
     with mapped.low_memory(file.parent):
         mapped._before = 0
         mapped.evict()
         assert resident() - before < 2 * 1024
         assert [float(tensor.double().sum()) for tensor in held.values()] == sums
-    mapped.evict()  # outside nothing is given back
-    assert resident() - before > 24 * 1024
+    now = resident()
+    mapped.evict()  # outside nothing is given back, but for what the system takes by itself
+    assert now - resident() < 4 * 1024
 
 
 def test_what_was_written_to_is_kept(file, monkeypatch):
