@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from luthier import data
+from luthier import data, models
 from luthier.core.errors import LuthierError
 from luthier.data.sources import read
 from luthier.training.editing import facts
@@ -40,7 +40,7 @@ def begun(monkeypatch, capsys):
         module = importlib.import_module(f"luthier.training.{name}.run")
         monkeypatch.setattr(module, "claimed", stop)
         if name != "editing":
-            monkeypatch.setattr(module.models, "processor_of", lambda *_: make("chatml"))
+            monkeypatch.setattr(models, "processor_of", lambda *_: make("chatml"))
         with pytest.raises(LuthierError, match="taken"):
             getattr(module, function)(spec)
         return capsys.readouterr().err
