@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from multiprocessing import get_context
 from pathlib import Path
 
 from bench._registry import results_of
@@ -88,7 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         home = given.work or Path(scratch)
         base, adapter = home / "base", home / "base-adapter"
         if not base.exists():
-            make(given.blocks, base, adapter)
+            made = get_context("spawn").Process(target=make, args=(given.blocks, base, adapter))
+            made.start()  # a process begins with the peak of its parent, so that of the commands stays small
+            made.join()
         size = sum(file.stat().st_size for file in base.glob("*.safetensors"))
         runs = found.setdefault(f"{size / 1e9:.1f} GB", {})
         for name in given.only:
