@@ -312,7 +312,7 @@ def test_models_of_other_seeds_are_trained_on_the_same_rows(trained, tmp_path):
     assert (again.training.eval_fraction, again.training.best, again.limit) == (0.0, None, None)
     assert on_all(replace(held, eval_data="more.jsonl"), "x", tmp_path).training.best == "loss"
     with pytest.raises(lt.LuthierError, match=r"its rows \(limit 38\), so they would know others"):
-        check_models(spec_of(trained, tmp_path / "x", "retrain", models=3), replace(run, limit=38), None)
+        check_models(spec_of(trained, tmp_path / "x", "retrain", models=3), replace(run, limit=38), None, None)
     with pytest.raises(lt.LuthierError, match=r"12 rows of .* all of which models are trained on"):
-        spec = spec_of(trained, tmp_path / "x", "retrain", models=3)
-        check_models(spec, replace(run, data=trained[3]), data.load(trained[3], task="classification"))
+        new = data.load(trained[3], task="classification")
+        check_models(spec_of(trained, tmp_path / "x", "retrain", models=3), run, new, new)

@@ -69,13 +69,12 @@ class Into:
             warnings.warn(f"{name} was tied to another tensor; combined, they differ and are untied.", stacklevel=5)
 
     def save(self, folder: Path, base: str, measured: Mapping[str, Any]) -> dict[str, int]:
-        from luthier.core.storage.one_by_one import largest_shard, written
+        from luthier.core.storage.one_by_one import save_model
         from luthier.models.older import for_older_readers
         from luthier.models.quiet import quiet
 
-        shard = largest_shard(Path(getattr(self.model, "name_or_path", "")))
-        with quiet(), written():
-            self.model.save_pretrained(folder, **({} if shard is None else {"max_shard_size": shard}))  # type: ignore[operator]
+        with quiet():
+            save_model(self.model, folder)
             if self.processor is not None:
                 save_processor(self.processor, folder)
         for_older_readers(folder)

@@ -49,8 +49,16 @@ def write(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str
                 file.write(piece)
 
 
+def save_model(model: Any, folder: Path, tensors: dict[str, Tensor] | None = None) -> None:
+    """Saves a model of transformers, or these tensors in place of its own, in files as large as its base's."""
+    shard = largest_shard(Path(getattr(model, "name_or_path", "")))
+    sizes = {} if shard is None else {"max_shard_size": shard}
+    with _written():
+        model.save_pretrained(folder, state_dict=tensors, **sizes)
+
+
 @contextmanager
-def written() -> Iterator[None]:
+def _written() -> Iterator[None]:
     """Has transformers' `save_pretrained` write its files by `write` while the context lasts, where one tensor is to be
     in memory at a time."""
     if not active():

@@ -42,14 +42,13 @@ def save_merged(model: Any, processor: Any, folder: Path, name: str | None = Non
 
 def save_whole(model: Any, processor: Any, folder: Path, tensors: dict[str, Tensor] | None = None) -> None:
     """Saves a model, or these tensors in place of its own, with its processor, in as many files as its base has."""
-    from luthier.core.storage.one_by_one import largest_shard, written
+    from luthier.core.storage.one_by_one import save_model
     from luthier.models.older import for_older_readers
     from luthier.models.quiet import quiet
     from luthier.models.seeing import save_processor
 
-    shard = largest_shard(Path(getattr(model, "name_or_path", "")))
-    with quiet(), _generation_as_it_is(model, folder), written():
-        model.save_pretrained(folder, state_dict=tensors, **({} if shard is None else {"max_shard_size": shard}))
+    with quiet(), _generation_as_it_is(model, folder):
+        save_model(model, folder, tensors)
         save_processor(processor, folder)
         for_older_readers(folder)
 

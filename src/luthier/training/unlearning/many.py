@@ -13,7 +13,6 @@ from luthier.core.contracts.example import Examples
 from luthier.core.device import AUTO
 from luthier.core.errors import LuthierError
 from luthier.core.records import recorded, replace_json
-from luthier.training import rows as of_a_run
 from luthier.training.run import train
 from luthier.training.spec import Run
 from luthier.training.unlearning.klom import klom_above_null, margins
@@ -61,15 +60,16 @@ def _models(spec: Unlearn, run: Run, folder: Path) -> Iterator[tuple[str, int, R
             yield kind, number, dataclasses.replace(one, training=dataclasses.replace(one.training, seed=seed))
 
 
-def check_models(spec: Unlearn, run: Run, new: Examples | None) -> None:
-    """Raises where models of other seeds would be trained on other rows, or on those that are to be new."""
+def check_models(spec: Unlearn, run: Run, held: Examples | None, new: Examples | None) -> None:
+    """Raises where models of other seeds would be trained on other rows, or on those that are to be new: what the run
+    `held` out of its data, they learn."""
     if spec.models and run.limit is not None:
         raise LuthierError(
             f"models are trained with seeds of their own, by which {run.model}'s run draws its rows (limit "
             f"{run.limit:,}), so they would know others; train it on a file of its rows, or leave models out."
         )
-    if spec.models and new is not None:
-        inputs = {row.key() for row in of_a_run.read_rows(run, None).rows}
+    if spec.models and held is not None and new is not None:
+        inputs = {row.key() for row in held.rows}
         if shared := sum(row.key() in inputs for row in new.rows):
             raise LuthierError(
                 f"{shared:,} rows of {spec.test} are rows of {run.data}, all of which models are trained on; give "

@@ -59,12 +59,12 @@ def read_rows(spec: Unlearn, run: Run) -> Rows:
             f"{spec.adapter} was fitted for {task}; rows are forgotten by classifiers and causal language models."
         )
     settings: dict[str, Any] = {"task": task, "named": run.columns, "skip_bad_rows": run.skip_bad_rows}
-    known = learned(run)
+    known, held = _parts(run)
     read = {name: data.load(getattr(spec, name), **settings) for name in ("forget", "retain", "test")
             if getattr(spec, name) is not None}  # fmt: skip
     check_rows(spec, run, read, known)
     check_classes(spec, known.labels, read["retain"].labels)
-    check_models(spec, run, read.get("test"))
+    check_models(spec, run, held, read.get("test"))
     if spec.unlearning.matches and known.labels is None:
         raise LuthierError(
             f"{spec.unlearning.name()} predicts every logit of a row, and a model for {task} has as many as its "
@@ -83,13 +83,18 @@ def learned(run: Run) -> Examples:
 
     Raises `LuthierError` for a run whose rows a selection chose.
     """
+    return _parts(run)[0]
+
+
+def _parts(run: Run) -> tuple[Examples, Examples | None]:
+    """(the rows that a run was trained on, those of its data that it held out)."""
     if run.select is not None:
         raise LuthierError(
             f"the rows of this run were chosen by {run.select.name()}, and its record does not say which; train on a "
             "file of the chosen rows (luthier select … --out), and unlearn from that."
         )
     rows = of_a_run.read_rows(run, run.limit)
-    return rows if run.eval_data is not None else of_a_run.divide(run, rows)[0]
+    return (rows, None) if run.eval_data is not None else of_a_run.divide(run, rows)
 
 
 def with_answer(row: Example) -> tuple[object, ...]:
