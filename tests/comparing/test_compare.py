@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import luthier as lt
 from luthier import models
-from luthier.comparing import Study, records, runner
+from luthier.comparing import Study, making, records, runner
 from luthier.comparing.measures.forgetting import HELD, _tasks
 from luthier.comparing.plan import checked
 from luthier.comparing.rows import read_held
@@ -112,8 +112,8 @@ def test_killed_and_started_again_gives_the_same(study, whole, tmp_path, monkeyp
 
 def test_what_is_done_is_not_made_again(study, tmp_path, monkeypatch):
     runner.carry_out(changed(study, methods=["lora"], seeds=[0]), tmp_path / "s", progress=False)
-    made, fit = [], runner.fit
-    monkeypatch.setattr(runner, "fit", lambda job: made.append((job.method.name, job.seed)) or fit(job))
+    made, fit = [], making.fit
+    monkeypatch.setattr(making, "fit", lambda job: made.append((job.method.name, job.seed)) or fit(job))
     done = runner.carry_out(changed(study, methods=["lora", "loreft"], seeds=[0]), tmp_path / "s", progress=False)
     assert made == [("loreft", 0)] and len(done.records) == 2
     runner.carry_out(changed(study, methods=["lora"], seeds=[0, 1]), tmp_path / "s", progress=False)
@@ -194,7 +194,7 @@ def test_a_study_goes_on_over_the_same_base_alone(study, llama, tmp_path, change
 def test_a_run_that_another_process_makes_is_left_to_it(study, tmp_path, monkeypatch):
     one = changed(study, methods=["lora"], seeds=[0, 1])
     jobs = runner.prepared(one, tmp_path / "s").jobs
-    theirs = runner.claimed(jobs[0])
+    theirs = making.claimed(jobs[0])
     assert theirs.__enter__()
     waits = []
 
@@ -203,7 +203,7 @@ def test_a_run_that_another_process_makes_is_left_to_it(study, tmp_path, monkeyp
         assert [run.seed for run in records(tmp_path / "s")] == [1]  # ours is done, theirs is not
         theirs.__exit__(None, None, None)
 
-    monkeypatch.setattr(runner.time, "sleep", wait)
+    monkeypatch.setattr(making.time, "sleep", wait)
     assert len(runner.carry_out(one, tmp_path / "s", progress=False).records) == 2 and len(waits) == 1
 
 
@@ -217,14 +217,14 @@ def test_a_diverging_run_does_not_stop_the_others(study, tmp_path):
 
 
 def test_a_run_without_memory_does_not_stop_the_others(study, tmp_path, monkeypatch):
-    fit = runner.fit
+    fit = making.fit
 
     def fails(job):
         if job.method.name == "lora":
             raise RuntimeError("CUDA out of memory")
         return fit(job)
 
-    monkeypatch.setattr(runner, "fit", fails)
+    monkeypatch.setattr(making, "fit", fails)
     with pytest.raises(LuthierError, match=r"1 of 2 runs failed(.|\n)*lora · seed 0: RuntimeError: CUDA out of mem"):
         runner.carry_out(changed(study, seeds=[0]), tmp_path / "s", progress=False)
     assert [run.method for run in records(tmp_path / "s")] == ["loreft"]

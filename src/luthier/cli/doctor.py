@@ -16,6 +16,7 @@ BRINGS = {
     "dimension": "other estimators of intrinsic dimension, to compare with",
     "docs": "the documentation site",
     "federated": "federated fine-tuning by Flower",
+    "ray": "runs of a study on a Ray cluster",
     "gguf": "GGUF files, read and written",
     "grammar": "answers of the server in a given form",
     "gym": "tasks of reasoning-gym as data",

@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-import gc
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import filelock
 from rich.console import Console
 
-from luthier.comparing.at_once import Fits, groups, make_at_once, told
-from luthier.comparing.fit import fit
 from luthier.comparing.folder import prepared
-from luthier.comparing.measured import record_of
-from luthier.comparing.measures.foresight import foreseen
-from luthier.comparing.plan import Job, Plan
-from luthier.comparing.progress import Bar, shown
-from luthier.comparing.record import FILE, Record, records, write
+from luthier.comparing.making import run_all
+from luthier.comparing.places import Cluster, Machine, Place
+from luthier.comparing.plan import Plan
+from luthier.comparing.record import Record
 from luthier.comparing.report import latex, markdown
 from luthier.comparing.report.table import save
-from luthier.comparing.rows import read_held
+from luthier.comparing.spread import spread
 from luthier.comparing.study import Study, label, read_study
-from luthier.comparing.tune import place, tuned
 from luthier.comparing.until import add_seeds, looks_of
 from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError
-from luthier.core.guard import is_full, on_disk
+from luthier.core.guard import on_disk
 from luthier.core.notebook import table
 from luthier.core.paths import path_of
-from luthier.data import Examples
+from luthier.core.storage.folder import checks_adapters
 from luthier.training.report import resolved_settings
-from luthier.training.result import FAILURES
-from luthier.training.together.request import Alone
-
-PILOT = 2
-"""Seeds after which it is told what the rest could show."""
-WAIT = 5.0
-"""Seconds between looks at runs that another process makes."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,6 +74,8 @@ def compare(
     most_seeds: int | None = None,
     hours: float | None = None,
     together: int = 1,
+    jobs: int | None = None,
+    ray: str | None = None,
     progress: bool = True,
 ) -> Comparison:
     """Runs a study in the folder `out`, or resumes the one there, and writes its report.
@@ -98,6 +85,9 @@ def compare(
     With `until_told`, a margin of the score, seeds are added until every two methods are told apart or shown to differ
     by less, at most `most_seeds` and for at most that many `hours`. `together` runs of one base are trained at once, in
     passes that they share over one copy of it; what cannot share them is told and made by itself.
+    `jobs` runs are made side by side, each in a process with its share of the cores; with `ray`, the address of a Ray
+    cluster (`local` starts one here), on its nodes. A run whose process is lost starts again elsewhere. The processes
+    import the script that calls this, which has to do so below `if __name__ == "__main__":`.
     Runs that are finished are not repeated; runs that another process is making are left to it, and a run that
     diverges or finds no memory does not stop the others.
 
@@ -108,26 +98,38 @@ def compare(
     given = {"methods": methods, "seeds": seeds, "budget": budget, "training": training, "held": held}
     given |= {"tune": tune, "tune_steps": tune_steps}
     given |= {"until_told": until_told, "most_seeds": most_seeds, "hours": hours}
-    return carry_out(
-        study_of(study, data, test, {k: v for k, v in given.items() if v is not None}), out, progress, together
-    )
+    made = study_of(study, data, test, {k: v for k, v in given.items() if v is not None})
+    return carry_out(made, out, progress, together, place_of(jobs, ray))
 
 
-def carry_out(study: Study, out: str | Path, progress: bool, together: int = 1) -> Comparison:
+def place_of(jobs: int | None, ray: str | None) -> Place | None:
+    """Returns where runs are made side by side; None where they are made here, one after another."""
+    if jobs is not None and jobs < 1:
+        raise LuthierError(f"jobs is {jobs}; expected the number of runs to make side by side, at least 1.")
+    if (ray is not None or (jobs or 1) > 1) and checks_adapters():
+        raise LuthierError("signatures are required by this process alone; leave jobs and ray out.")
+    if ray is not None:
+        return Cluster(ray, jobs)
+    return Machine(jobs) if jobs is not None and jobs > 1 else None
+
+
+def carry_out(
+    study: Study, out: str | Path, progress: bool, together: int = 1, place: Place | None = None
+) -> Comparison:
     """Returns `compare`, for a study that is made."""
     if together < 1:
         raise LuthierError(f"together is {together}; expected the number of runs to train at once, at least 1.")
     with on_disk(str(out), "Then start it again: the study goes on.", full_alone=True):
-        return _carried_out(study, out, progress, together)
+        return _carried_out(study, out, progress, together, place)
 
 
-def _carried_out(study: Study, out: str | Path, progress: bool, together: int) -> Comparison:
+def _carried_out(study: Study, out: str | Path, progress: bool, together: int, place: Place | None) -> Comparison:
     folder, started = path_of(out), time.monotonic()
     planned = prepared(study, folder)
     console = Console(stderr=True, quiet=not progress)
     for note in dict.fromkeys(note for each in planned.data.values() for note in each.notes):
         console.print(note, highlight=False)
-    runs = partial(run_all, together=together)
+    runs = partial(spread, place=place, together=together) if place else partial(run_all, together=together)
     for line in taken(planned):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if study.until_told is not None:
@@ -174,125 +176,6 @@ def study_of(
     values = read.to_dict() | given | {"training": read.training | dict(given.get("training", {}))}
     values["settings"] = {k: v for k, v in values["settings"].items() if k in values["methods"]}
     return Study.from_dict(values)
-
-
-def run_all(planned: Plan, console: Console, together: int = 1) -> dict[str, str]:
-    """Makes every run that is missing, so many at once; returns the reasons of those that failed, by title."""
-    held, failed, foretold = read_held(planned.study), {}, False
-    left = groups(planned.jobs, together)
-    for line in told(planned.jobs) if together > 1 else ():
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    with shown(console, len(planned.jobs)) as bar:
-        while left:
-            later = []
-            for group in left:
-                if not foretold and any(job.seed in planned.study.seeds[PILOT:] for job in group):
-                    foretell(planned, console)
-                    foretold = True
-                with ExitStack() as stack:
-                    ours = {job.title: stack.enter_context(claimed(job)) for job in group}
-                    for job in group:
-                        if job.done:
-                            _tidy(planned, job, keep_adapter=True)  # what a kill right after the record left
-                            bar.skip()
-                    wanted = [job for job in group if not job.done]
-                    later += [[job] for job in wanted if not ours[job.title]]
-                    failed |= _made(planned, [job for job in wanted if ours[job.title]], held, bar)
-            if len(later) == len(left):
-                bar.wait(later[0][0].title)
-                time.sleep(WAIT)
-            left = later
-    return failed
-
-
-def _made(planned: Plan, group: Sequence[Job], held: Examples | None, bar: Bar) -> dict[str, str]:
-    """Makes the runs of a group at once; returns the reasons of those that failed, by title."""
-    failed: dict[str, str] = {}
-
-    def ended(job: Job, made: Callable[[], Record]) -> Record:
-        record = made()
-        bar.done(job.title, record)
-        return record
-
-    left = list(group)
-    if len(group) > 1:
-        bar.start(f"{len(group)} runs at once")
-        make_one = lambda job, fits: ended(job, partial(make, planned, job, held, fits))  # noqa: E731
-        found = make_at_once(planned, group, make_one)
-        left = [job for job, result in zip(group, found, strict=True) if isinstance(result, Alone)]
-        for job, result in zip(group, found, strict=True):
-            if isinstance(result, Exception) and is_full(result):  # the other runs would fail as well
-                raise result
-            if isinstance(result, Alone):
-                bar.console.print(f"{job.title} is made by itself: {result}", highlight=False, soft_wrap=True)
-            elif isinstance(result, FAILURES):
-                failed[job.title] = _told(result)
-                bar.failed(job.title, failed[job.title])
-            elif isinstance(result, Exception):
-                raise result
-        found = result = None  # what failed holds its trainer and the base, while others are made by themselves
-        gc.collect()
-    for job in left:
-        bar.start(job.title)
-        try:
-            ended(job, partial(make, planned, job, held))
-        except FAILURES as error:
-            if is_full(error):
-                raise
-            failed[job.title] = _told(error)
-            bar.failed(job.title, failed[job.title])
-        gc.collect()  # what a failed run leaves in memory, once its traceback is gone
-    return failed
-
-
-def foretell(planned: Plan, console: Console) -> None:
-    """Tells, of the runs that are there, what difference all seeds and test rows could show."""
-    for line in foreseen(records(planned.folder), len(planned.study.seeds)):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-@contextmanager
-def claimed(job: Job) -> Iterator[bool]:
-    """Whether this process may make the run, which no other does while the context lasts."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(job.folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
-
-
-def make(planned: Plan, job: Job, held: Examples | None, fits: Fits | None = None) -> Record:
-    """One run, from its search for a learning rate to its record on disk; `fits` trains it otherwise than alone."""
-    study = planned.study
-    with filelock.FileLock(_dir(place(planned.folder, job)) / ".lock"):
-        chosen, trials = tuned(study, planned.folder, job)
-    fitted = (fits or fit)(chosen)
-    record = record_of(planned, chosen, fitted, held, trials)
-    write(record.to_dict(), job.folder / FILE)
-    _tidy(planned, job, study.keep_adapters)
-    return record
-
-
-def _told(error: BaseException) -> str:
-    return str(error) if isinstance(error, LuthierError) else f"{type(error).__name__}: {error}"
-
-
-def _dir(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _tidy(planned: Plan, job: Job, keep_adapter: bool) -> None:
-    """Removes what a finished run needs no more."""
-    names = ("checkpoints",) if keep_adapter else ("checkpoints", "adapter")
-    for folder in (*(job.run.folder / name for name in names), *place(planned.folder, job).glob("trial-*")):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_report(folder: Path) -> Path:

@@ -32,6 +32,12 @@ def on_device(name: str = AUTO) -> Iterator[None]:
         _named.reset(before)
 
 
+def named() -> str:
+    """Returns the device that the context or the environment names; `auto` where neither does."""
+    said = _named.get()
+    return said if said != AUTO else os.environ.get(VARIABLE) or AUTO
+
+
 def device_of(name: str | None = None) -> torch.device:
     """Returns the device called `name` (`cpu`, `cuda`, `cuda:1`, `mps`, …), with its number.
 

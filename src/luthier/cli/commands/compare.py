@@ -36,6 +36,8 @@ class Compare(Telling, Fitted):
         "luthier compare smollm2-135m train.jsonl --test test.jsonl --methods base,icl:k=8,lora",
         "luthier compare smollm2-135m train.jsonl --methods lora,wegeft --until-told 0.02 --hours 8",
         "luthier compare smollm2-135m train.jsonl --methods lora,dora,loreft --seeds 4 --together 8",
+        "luthier compare study.toml --out study --jobs 4",
+        "luthier compare study.toml --out /shared/study --ray auto",
         "luthier compare study.toml --out study --dry-run",
         "luthier compare study.toml --out study --methods wegeft",
     )
@@ -74,6 +76,13 @@ class Compare(Telling, Fitted):
     together: int = field(default=1, kw_only=True)
     """Train that many runs of one base at once, in passes that they share: less time for short rows, one copy of the
     base. What cannot share them is told and made by itself."""
+    jobs: int | None = field(default=None, kw_only=True)
+    """Make that many runs side by side, each in a process of its own with its share of the cores (and of several GPUs).
+    Each has a copy of the base; seconds and step times are then those of a shared machine, which the records say.
+    Default: 1; with --ray the number of nodes."""
+    ray: str | None = field(default=None, kw_only=True)
+    """Make the runs on a Ray cluster, whose nodes see the same folders: auto, HOST:PORT, ray://HOST:PORT, or local to
+    start one on this machine. A run whose node is lost starts again on another."""
     out: str = field(default="study", kw_only=True)
     """The folder of the study."""
     keep_adapters: bool = field(default=False, kw_only=True)
@@ -102,13 +111,14 @@ class Compare(Telling, Fitted):
         from luthier.core.records import read_json
 
         study = self.study(given)
+        place = runner.place_of(self.jobs, self.ray)
         if self.dry_run:
             from luthier.comparing.plan import checked
 
             plan = checked(study)
             dry_run(plan)
             return {"dry_run": True, "runs": len(plan.jobs)}
-        done = runner.carry_out(study, self.out, True, self.together)
+        done = runner.carry_out(study, self.out, True, self.together, place)
         show(done.records, console())
         say(f"{done.folder} holds results.csv, .json, .md and .tex, and {done.report and done.report.name}.")
         methods = read_json(done.folder / "results.json")

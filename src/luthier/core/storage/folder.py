@@ -58,6 +58,11 @@ def checked_by(check: Check) -> Iterator[None]:
         _CHECKS.reset(before)
 
 
+def checks_adapters() -> bool:
+    """Returns whether the context looks at adapters before they are loaded."""
+    return bool(_CHECKS.get())
+
+
 def check_loaded(folder: Path) -> None:
     """Raises what the checks of the context raise for an adapter that is about to be loaded."""
     for check in _CHECKS.get():

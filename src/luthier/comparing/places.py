@@ -1,0 +1,210 @@
+"""Where the runs of a study are made side by side: in processes of this machine, or as tasks of a Ray cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any
+
+from luthier.core.device import AUTO, VARIABLE, named
+from luthier.core.errors import LuthierError
+
+Task = Callable[[], dict[str, str]]
+"""Makes runs in another process, and returns the reasons of those that failed, by title. It can be pickled."""
+
+
+class Worker(ABC):
+    """Somebody who makes runs, a task at a time."""
+
+    @abstractmethod
+    def submit(self, task: Task) -> Future[dict[str, str]]:
+        """Starts a task."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the worker, and the task that it has."""
+
+
+class Place(ABC):
+    """Somewhere with room for several workers."""
+
+    jobs: int
+    """Workers at once."""
+    lost: tuple[type[BaseException], ...]
+    """What a task raises whose worker is gone."""
+
+    @abstractmethod
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """The place is there within the context."""
+        yield
+
+    @abstractmethod
+    def worker(self, number: int) -> Worker:
+        """Returns a new worker in the place of that number."""
+
+
+# --- this machine ----------------------------------------------------------------------------------
+
+
+class Machine(Place):
+    """This machine: its cores are divided among the workers, and its accelerators where it has several."""
+
+    lost = (BrokenExecutor,)
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs = jobs
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        yield
+
+    def worker(self, number: int) -> Worker:
+        import torch
+
+        return Process(max(1, torch.get_num_threads() // self.jobs), _device(number))
+
+
+def _device(number: int) -> str:
+    """The device of a worker: the one that was named, or one of several in turn."""
+    import torch
+
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    count = 0 if here is None else torch.accelerator.device_count()
+    return f"{here.type}:{number % count}" if here and count > 1 and named() == AUTO else named()
+
+
+class Process(Worker):
+    """A process, started with its first task. It ends with the one that started it, however that one ends."""
+
+    def __init__(self, threads: int, device: str) -> None:
+        context = multiprocessing.get_context("spawn")  # the parent has threads of its own
+        self.theirs, self.ours = context.Pipe(duplex=False)
+        self.pool = ProcessPoolExecutor(1, context, _begin, (self.theirs, threads, device))
+
+    def submit(self, task: Task) -> Future[dict[str, str]]:
+        return self.pool.submit(task)
+
+    def close(self) -> None:
+        self.ours.close()
+        self.pool.shutdown(cancel_futures=True)
+        self.theirs.close()
+
+
+def _begin(owner: Connection, threads: int, device: str) -> None:
+    """Prepares a new process."""
+    from luthier.core.first_import import quiet_imports
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, and the owner says what ends
+    threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
+    os.environ[VARIABLE] = device
+    quiet_imports().__enter__()  # for the life of the process, as a command holds it
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _end_with(owner: Connection) -> None:
+    """Ends this process when the other end of the pipe is closed. A run goes on from its last checkpoint later."""
+    try:
+        owner.recv()
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+# --- a cluster -------------------------------------------------------------------------------------
+
+
+class Cluster(Place):
+    """A Ray cluster, whose nodes see this folder and the study's by the same paths.
+
+    `address` is what `ray.init` takes: auto, HOST:PORT, ray://HOST:PORT; `local` starts one on this machine. A task has
+    the cluster's cores and GPUs, divided by the number of jobs, which is that of the nodes unless it is given.
+    """
+
+    def __init__(self, address: str, jobs: int | None) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise LuthierError("a Ray cluster needs the extra ray: pip install 'luthier[ray]'.") from error
+        self.ray, self.address, self.wanted = ray, address, jobs
+        self.lost = (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError)
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        given = {name: value for name, value in os.environ.items() if name.startswith(("LUTHIER_", "HF_"))}
+        _knock(self.address)
+        try:
+            self.ray.init(
+                None if self.address == "local" else self.address,
+                runtime_env={"env_vars": given},
+                log_to_driver=False,
+                **({"include_dashboard": False} if self.address == "local" else {}),
+            )
+        except (Exception, SystemExit) as error:  # Ray ends the process where nobody answers
+            raise LuthierError(
+                f"no Ray cluster at {self.address}: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            ) from error
+        try:
+            self.jobs = self.wanted or max(1, len([node for node in self.ray.nodes() if node["Alive"]]))
+            yield
+        finally:
+            self.ray.shutdown()
+
+    def worker(self, number: int) -> Worker:
+        return RayWorker(self.ray, self._share("CPU"), self._share("GPU"))
+
+    def _share(self, kind: str) -> float:
+        """What a task takes of the cluster's cores or GPUs: whole ones where there are enough, and no more than a node
+        has."""
+        alive = [node["Resources"].get(kind, 0.0) for node in self.ray.nodes() if node["Alive"]]
+        share = min(sum(alive) / self.jobs, max(alive, default=0.0))
+        return float(int(share)) if share >= 1 else share
+
+
+def _knock(address: str) -> None:
+    """Raises where nobody answers at HOST:PORT, which Ray would wait for for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise LuthierError(f"no Ray cluster at {address}: {error}") from error
+
+
+class RayWorker(Worker):
+    """A task of Ray, on whichever node has room. A node that is lost is told by `Place.lost`."""
+
+    def __init__(self, ray: Any, cores: float, gpus: float) -> None:
+        self.ray, self.cores, self.asked = ray, cores, None
+        self.function = ray.remote(_there).options(num_cpus=cores, num_gpus=gpus, max_retries=0)
+
+    def submit(self, task: Task) -> Future[dict[str, str]]:
+        self.asked = self.function.remote(task, os.getcwd(), max(1, int(self.cores)), named())
+        return self.asked.future()
+
+    def close(self) -> None:
+        if self.asked is not None:
+            self.ray.cancel(self.asked, force=True)  # nothing happens to one that has ended
+
+
+def _there(task: Task, folder: str, threads: int, device: str) -> dict[str, str]:
+    """A task on a node, as if it were made here."""
+    import torch
+
+    from luthier.core.first_import import quiet_imports
+
+    os.chdir(folder)
+    os.environ[VARIABLE] = device
+    torch.set_num_threads(threads)
+    with quiet_imports():
+        return task()
