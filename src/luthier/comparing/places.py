@@ -132,7 +132,7 @@ class Cluster(Place):
 
     def __init__(self, address: str, jobs: int | None) -> None:
         try:
-            import ray
+            import ray  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise LuthierError("a Ray cluster needs the extra ray: pip install 'luthier[ray]'.") from error
         self.ray, self.address, self.wanted = ray, address, jobs
@@ -144,7 +144,7 @@ class Cluster(Place):
         _knock(self.address)
         try:
             self.ray.init(
-                None if self.address == "local" else self.address,
+                self.address,
                 runtime_env={"env_vars": given},
                 log_to_driver=False,
                 **({"include_dashboard": False} if self.address == "local" else {}),
