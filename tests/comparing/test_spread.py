@@ -220,3 +220,11 @@ def test_a_cluster_without_ray_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(LuthierError, match=r"needs the extra ray: pip install 'luthier\[ray\]'"):
         runner.place_of(None, "auto")
+
+
+@pytest.mark.parametrize(
+    ("name", "goes"),
+    (("LUTHIER_PATH", True), ("HF_HOME", True), ("HF_TOKEN", False), ("LUTHIER_KEY", False), ("PATH", False)),
+)
+def test_settings_go_to_the_nodes_and_secrets_do_not(name, goes):
+    assert places._passed_on(name) is goes

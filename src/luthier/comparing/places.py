@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import threading
@@ -140,7 +141,7 @@ class Cluster(Place):
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        given = {name: value for name, value in os.environ.items() if name.startswith(("LUTHIER_", "HF_"))}
+        given = {name: value for name, value in os.environ.items() if _passed_on(name)}
         _knock(self.address)
         try:
             self.ray.init(
@@ -168,6 +169,11 @@ class Cluster(Place):
         alive = [node["Resources"].get(kind, 0.0) for node in self.ray.nodes() if node["Alive"]]
         share = min(sum(alive) / self.jobs, max(alive, default=0.0))
         return float(int(share)) if share >= 1 else share
+
+
+def _passed_on(name: str) -> bool:
+    """Whether a variable of the environment goes to the nodes: settings do, and secrets do not, which Ray would show."""
+    return name.startswith(("LUTHIER_", "HF_")) and not re.search("TOKEN|KEY|SECRET|PASSWORD", name)
 
 
 def _knock(address: str) -> None:
