@@ -172,7 +172,7 @@ class Cluster(Place):
 
 
 def _passed_on(name: str) -> bool:
-    """Whether a variable of the environment goes to the nodes: settings do, and secrets do not, which Ray would show."""
+    """Whether a variable of the environment goes to the nodes: settings do, secrets, which Ray would show, do not."""
     return name.startswith(("LUTHIER_", "HF_")) and not re.search("TOKEN|KEY|SECRET|PASSWORD", name)
 
 
