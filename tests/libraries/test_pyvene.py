@@ -1,8 +1,8 @@
 """pyvene as the oracle of patching: the same heads exchanged between the same rows give the same logits, and a head's
 path to the logits the same loss.
 
-pyvene is no dependency of Luthier; without it these tests are skipped (they passed with pyvene 0.1.8, logits to the last
-bit).
+pyvene is no dependency of Luthier; without it these tests are skipped (they passed with pyvene 0.1.8, logits to the
+last bit).
 """
 
 from __future__ import annotations
