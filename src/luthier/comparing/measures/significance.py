@@ -300,6 +300,8 @@ def _against(best: str, tests: Sequence[Paired], alpha: float) -> str:
     close = [test for test in tests if not (test.adjusted < alpha and test.difference > 0)]
     if close:
         nearest = max(close, key=lambda test: test.adjusted)
+        if abs(nearest.difference) <= EQUAL:
+            return f"{best} leads nobody: {nearest.second} scores the same"
         others = f" and {len(close) - 1} more" if len(close) > 1 else ""
         return f"{best} leads, but its lead over {nearest.second}{others} may be chance (p = {nearest.adjusted:.2g})"
     return ""
