@@ -101,7 +101,7 @@ def over_seeds(scores: Sequence[float], level: float = LEVEL) -> Interval:
 
 
 def constant(values: Sequence[float]) -> bool:
-    """Returns whether several values are equal, but for rounding."""
+    """Returns whether several values are equal, except for rounding."""
     return len(values) > 1 and max(values) - min(values) <= EQUAL
 
 
