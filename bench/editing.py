@@ -1,7 +1,8 @@
 """Editing: 200 made-up facts into one tensor of SmolLM2, breadth first and depth first, and what else changed.
 
 Facts give countries the cities of others; each has a rephrased prompt and a neighbour prompt about another thing. The
-first 50 are written depth first too, as editing pipelines do it. Each run goes on where it was stopped.
+first 50 are written depth first too, as editing pipelines do it. `--where searched` lets the place be searched first.
+Each run goes on where it was stopped.
 
     python -m bench editing --folder FOLDER [--by locft_bf depth_first] [--count 200] [--where SELECTOR]
 """
@@ -26,9 +27,10 @@ from luthier.core.adapters.control import disabled
 from luthier.core.contracts.component import find
 from luthier.core.contracts.editing import Editing
 from luthier.core.numerics.resampling import mean_interval
-from luthier.core.records import replace_json
+from luthier.core.records import read_json, replace_json
 from luthier.evaluating import evaluate
 from luthier.training.editing import Edit, Edited, edit
+from luthier.training.editing.run import SPEC
 
 MODEL, WHERE = "smollm2-135m", "params(model.layers.20.mlp.down_proj.weight)"
 RELATIONS = (
@@ -84,7 +86,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where runs lie, to be gone on with")
     parser.add_argument("--by", nargs="+", default=["locft_bf", "depth_first"])
     parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--where", default=WHERE)
+    parser.add_argument("--where", default=WHERE, help="a selector, or `searched`")
+    parser.add_argument("--search-layers", type=int, default=4, help="blocks that are tried, where it is searched")
+    parser.add_argument("--search-facts", type=int, default=16, help="facts that each place is tried with")
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--batch", type=int, default=100, help="facts of a step, breadth first")
     parser.add_argument("--epochs", type=int, default=25, help="most epochs, breadth first")
@@ -101,16 +105,19 @@ def main(arguments: Sequence[str]) -> None:
     file = results_of("editing")
     for by in given.by:
         begun = time.monotonic()
-        out = given.folder / f"{by}-{given.count}-{given.lr:g}-{given.batch}"
+        search = {"search_layers": given.search_layers, "search_facts": given.search_facts}
+        search = search if given.where == "searched" else {}
+        out = given.folder / "-".join(map(str, [by, given.count, f"{given.lr:g}", given.batch, *search.values()]))
         batch = {"batch": given.batch, "epochs": given.epochs} if by == "locft_bf" else {}
         method = find("editings", by, Editing).from_dict({"lr": given.lr, **batch})
-        spec = Edit(MODEL, str(source), method, lt.Full(), out=str(out), where=given.where, limit=given.count,
-                    held=str(held), micro_batch=50)  # fmt: skip
+        spec = Edit(MODEL, str(source), method, lt.Full(), out=str(out), where=None if search else given.where,
+                    limit=given.count, held=str(held), micro_batch=50, **search)  # fmt: skip
         done = edit(spec, resume=True)
         told = {"by": by, "facts": done.facts, "where": done.where, "lr": given.lr, **batch, "steps": done.steps}
+        told |= search and {"tried": read_json(out / SPEC)["search"]["tried"], **search}
         told |= {"rounds": done.rounds, "figures": done.figures, "seconds of the last start": time.monotonic() - begun}
         told["figures"] |= abilities(done, given.abilities)
-        key = ("by", "facts", "where", "lr", "batch", "epochs")
+        key = ("by", "facts", "where", "lr", "batch", "epochs", *search)
         runs = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []  # others may have added
         runs = [run for run in runs if any(run.get(k) != told.get(k) for k in key)] + [told]
         replace_json(file, {"runs": runs})

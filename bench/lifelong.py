@@ -6,6 +6,7 @@ the model is tested on all. With `--sst2`, three sets that call other things 0 a
 rows beside an ordinary backward pass of the same rows.
 
     python -m bench lifelong --data FOLDER [--by naive replay ewc] [--weight ewc=100] [--seeds 0 1 2] [--sst2 FOLDER]
+    python -m bench lifelong --data FOLDER --sst2 FOLDER --by naive replay --rows 24 --epochs 16
     python -m bench lifelong --data FOLDER --cost
 """
 
@@ -34,8 +35,8 @@ from luthier.training.row_gradients import fisher_diagonal
 from luthier.training.sequences import TaskSequence, carry_out
 from luthier.training.sequences.spec import ways
 
-MODEL, GROUPS, INTENTS, ROWS, TESTS = "minilm-l6", 5, 3, 12, 8
-SETTINGS = Training(epochs=8, batch=12, lr=2e-3, max_length=64, save_every=20)
+MODEL, GROUPS, INTENTS, ROWS, TESTS, EPOCHS = "minilm-l6", 5, 3, 12, 8, 8
+SETTINGS = Training(epochs=EPOCHS, batch=12, lr=2e-3, max_length=64, save_every=20)
 PAIRS = (("balance", "transfer"), ("calories", "recipe"))
 """The intents that are 0 and 1 in the second and the third of the sets that conflict."""
 
@@ -80,12 +81,10 @@ def answers(model: Any, processor: Any, examples: Any, task: str) -> list[float]
     return [line["score"] for line in evaluate(model, processor, examples, task=task, progress=False).predictions]
 
 
-def ran(
-    by: str, source: Path, sst2: Path | None, folder: Path, weight: float | None, seed: int, memory: int
-) -> dict[str, Any]:
+def ran(by: str, given: argparse.Namespace, folder: Path, weight: float | None, seed: int) -> dict[str, Any]:
     """One sequence, by one way."""
-    begun = time.monotonic()
-    sizes = (("train", ROWS), ("test", TESTS))
+    begun, source, sst2 = time.monotonic(), given.data, given.sst2
+    sizes = (("train", given.rows), ("test", TESTS))
     tasks, tests = (conflicting(source, sst2, folder, rows, split) if sst2 else grouped(source, folder, rows, split)
                     for split, rows in sizes)  # fmt: skip
     name = "conflicting" if sst2 else "groups"
@@ -96,18 +95,21 @@ def ran(
         "naive" if each else by,
         tuple(tests),
         adapters="each" if each else "one",
-        memory=memory if keeps else None,
+        memory=given.memory if keeps else None,
     )
-    settings = Training.from_dict({**SETTINGS.to_dict(), "seed": seed})
+    settings = Training.from_dict({**SETTINGS.to_dict(), "seed": seed, "epochs": given.epochs})
     run = Run(
-        MODEL, tasks[0], lt.LoRA(rank=8), out=str(folder / f"{name}-{by}-{weight or 0:g}-{seed}"), training=settings
-    )
+        MODEL, tasks[0], lt.LoRA(rank=8), training=settings,
+        out=str(folder / f"{name}-{by}-{weight or 0:g}-{seed}-{given.rows}-{given.epochs}"),
+    )  # fmt: skip
     run = spec.applied(run, {} if weight is None else {"weight": weight})
     done = carry_out(run, spec, answers=answers, resume=True, progress=False)
     found = {
         "tasks": name,
         "by": by,
         "seed": seed,
+        "rows": given.rows,
+        "epochs": given.epochs,
         "matrix": done.matrix.means().round(3).tolist(),
         "figures": done.figures,
     }
@@ -211,6 +213,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder of CLINC150: train.jsonl, test.jsonl")
     parser.add_argument("--by", nargs="+", default=[*ways(), "each"])
     parser.add_argument("--weight", nargs="*", default=[], help="weights of penalties, as ewc=100")
+    parser.add_argument("--rows", type=int, default=ROWS, help="rows of a class to learn")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--memory", type=int, default=50, help="rows that replay and agem keep")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--sst2", type=Path, help="the folder of SST-2: the three sets that conflict, not the groups")
@@ -230,8 +234,11 @@ def main(arguments: Sequence[str]) -> None:
             return
         weights = {name: float(value) for name, _, value in (each.partition("=") for each in given.weight)}
         for seed, by in itertools.product(given.seeds, given.by):
-            found = ran(by, given.data, given.sst2, folder, weights.get(by), seed, given.memory)
-            names, held = ("tasks", "by", "seed", "weight"), known(file)  # other starts may have added to it
+            found = ran(by, given, folder, weights.get(by), seed)
+            names, held = (
+                ("tasks", "by", "seed", "weight", "rows", "epochs"),
+                known(file),
+            )  # other starts may have added to it
             held["runs"] = [e for e in held["runs"] if any(e.get(name) != found[name] for name in names)] + [found]
             replace_json(file, held)
             figures = {name: round(value["value"], 3) for name, value in found["figures"].items()}

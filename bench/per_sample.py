@@ -5,8 +5,10 @@ gradient (`full`), or those with frozen weights (`frozen`, the least that any gr
 drift of the machine's speed falls on all. The memory is that of a process of its own.
 
     OMP_NUM_THREADS=1 python -m bench per_sample [--model smollm2-135m] [--rows 48] [--batch 8] [--memory-rows 96]
+    OMP_NUM_THREADS=1 python -m bench per_sample --data digits --only memory --memory-rows 10000 --batch 32
 
-Rows are chains of sums (reasoning-gym) unless --data names others. Writes bench/results/per_sample.json.
+Rows are chains of sums (reasoning-gym) unless --data names others; `digits` are rows of four digits, so 10,000 take
+minutes. Writes bench/results/per_sample.json, beside what was measured on other rows.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import platform
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,9 +40,16 @@ def peak() -> float:
 
 def batches_of(options: argparse.Namespace, rows: int):
     """(the loaded model, batches of the rows)."""
-    examples = data.load(options.data, limit=rows)
+    with tempfile.TemporaryDirectory() as folder:
+        examples = data.load(short(Path(folder), rows) if options.data == "digits" else options.data, limit=rows)
     reader = Reader(options.model, batch=options.batch, max_length=options.max_length)
     return reader, examples
+
+
+def short(folder: Path, rows: int) -> str:
+    """The file of the first numbers of four digits, a token each."""
+    (folder / "digits.jsonl").write_text("".join(json.dumps({"text": f"{n:04}"}) + "\n" for n in range(rows)))
+    return str(folder / "digits.jsonl")
 
 
 def timed(options: argparse.Namespace) -> dict[str, float]:
@@ -107,10 +117,11 @@ def memory(options: argparse.Namespace) -> dict[str, float]:
             p.add_(0)  # in memory, and not in a file that is mapped
     before = peak()
     few = reader.gradients(examples.keep(examples.rows[: options.batch * 2]), options.size, 0)
-    first = peak() - before
+    first, started = peak() - before, time.perf_counter()
     many = reader.gradients(examples, options.size, 0)
+    seconds = time.perf_counter() - started
     return {"mb_few": first, "mb_many": peak() - before, "rows_few": len(few), "rows_many": len(many),
-            "result_mb": many.nbytes / 1e6}  # fmt: skip
+            "result_mb": many.nbytes / 1e6, "seconds_many": seconds}  # fmt: skip
 
 
 PARTS = {"time": timed, "adapter": adapter, "memory": memory}
@@ -145,10 +156,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found |= {"over_full": found["projected"] / found["full"], "over_frozen": found["projected"] / found["frozen"]}
     found |= {"lora_ratio": found["lora_by_row"] / found["lora_batched"]} if "lora_by_row" in found else {}
     found |= {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-    found |= {"model": options.model, "rows": options.rows, "batch": options.batch, "size": options.size}
+    key = {"model": options.model, "data": options.data, "only": options.only, "batch": options.batch}
+    found |= {**key, "rows": options.rows, "size": options.size}
     for name, value in found.items():
         print(f"{name:14} {value:.3f}" if isinstance(value, float) else f"{name:14} {value}")
-    options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    runs = json.loads(options.out.read_text(encoding="utf-8"))["runs"] if options.out.exists() else []
+    runs = [run for run in runs if any(run[name] != key[name] for name in key)] + [found]
+    options.out.write_text(json.dumps({"runs": runs}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

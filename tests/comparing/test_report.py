@@ -150,11 +150,14 @@ def test_forgetting_is_what_got_worse():
 
 
 def test_parts_of_a_test_have_a_table(tmp_path, page):
-    tests = {"addsub": {"number": 0.9}, "gsm8k": {"number": 0.123}}
+    """Of seeds that differ by these, of seeds that agree by the rows."""
     runs = [made_up.record(method, seed) for method in ("lora", "dora") for seed in (0, 1)]
-    made_up.keep(tmp_path, [dataclasses.replace(run, tests=tests) for run in runs])
+    scores = [{"addsub": {"number": 1.0}, "gsm8k": {"number": 0.1 + 0.002 * run.seed}} for run in runs]
+    hits = {"addsub": [1.0] * 20, "gsm8k": [1.0, 0.0] * 10}
+    made_up.keep(tmp_path, [dataclasses.replace(run, tests=t, hits=hits) for run, t in zip(runs, scores, strict=True)])
     found = report.write(tmp_path).read_text(encoding="utf-8")
-    assert "By part of the test" in found and "0.123 <small>± 0.000</small>" in found
+    assert "By part of the test" in found
+    assert "0.101 <small>± 0.013</small>" in found and "1.000 <small>0.832 to 1.000</small>" in found
     assert "By part of the test" not in page
 
 

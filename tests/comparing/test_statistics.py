@@ -26,6 +26,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.numerics import student
 from luthier.core.numerics.agreement import agreement, closeness
 from luthier.core.numerics.confidence import calibration_error
+from luthier.core.numerics.resampling import exact_interval, unseen
 
 
 def run(method: str, seed: int, hits: list[float], score: float | None = None) -> Record:
@@ -71,7 +72,39 @@ def test_rows_are_scipys_bootstrap():
 def test_parts_weigh_the_same_whatever_their_rows():
     two = dataclasses.replace(run("a", 0, [], 0.5), hits={"a": [1.0] * 900, "b": [0.0] * 100})
     found = score_of([two])
-    assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
+    ends = [exact_interval(np.asarray(part)) or (0.0, 0.0) for part in two.hits.values()]
+    assert (found.value, found.low, found.high) == pytest.approx((0.5, *np.mean(ends, axis=0)))
+
+
+@pytest.mark.parametrize("right", [0.0, 1.0])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_score_of_rows_that_are_all_alike_is_exact_whatever_the_seeds(right, seeds):
+    found = score_of([run("a", seed, [right] * 20) for seed in range(seeds)])
+    assert (found.low, found.high) == pytest.approx(exact_interval(np.full(20, right))) and found.over == "rows"
+
+
+def test_seeds_that_agree_to_the_digit_are_told_by_their_rows():
+    """Such as those of a base that no seed changes; where no rows are kept, nothing is told."""
+    same = [run("a", seed, [1.0, 0.0] * 50) for seed in range(3)]
+    several, one = score_of(same), score_of(same[:1])
+    assert several.over == "rows" and (several.low, several.high) == pytest.approx((one.low, one.high))
+    assert math.isnan(score_of([run("a", seed, [], 0.25) for seed in range(3)]).low)
+
+
+def test_methods_that_differ_alike_on_all_rows_have_an_interval_and_the_sign_tests_p():
+    """On none of 12 rows; and on all of 5, which a coin does in one of 16 studies."""
+    same = {name: [run(name, s, [1.0] * 12) for s in range(2)] for name in "ab"}
+    none = paired(same["a"], same["b"])
+    assert "b scores the same" in winner(same).reason
+    assert (
+        none.difference == 0 and none.by_row.high == -none.by_row.low == pytest.approx(unseen(12, 0.05)) and none.p == 1
+    )
+    every = paired([run("a", s, [1.0] * 5) for s in range(2)], [run("b", s, [0.0] * 5) for s in range(2)])
+    assert every.by_row.high == 1 and every.by_row.low == pytest.approx(1 - 2 * unseen(5)) and every.p == 2 / 2**5
+    at = paired(
+        [run("a", s, [1.0] * 5) for s in range(2)], [run("b", s, [0.0] * 5) for s in range(2)], 1 - 2 / 2**5
+    ).by_row
+    assert at.low == pytest.approx(0)
 
 
 def test_one_seed_is_told_by_its_rows():

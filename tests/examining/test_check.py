@@ -11,9 +11,12 @@ import torch
 import luthier as lt
 from luthier.cli import main
 from luthier.core.contracts.gate import Probes
-from luthier.examining.check.verdict import PASSES, TRIPPED, UNTOLD, clopper_pearson, judged
+from luthier.data import sources
+from luthier.examining.check.subject import Means
+from luthier.examining.check.verdict import PASSES, TRIPPED, UNMEASURED, UNTOLD, clopper_pearson, judged
 from luthier.methods.gates.context_use import ContextUse, variants
 from luthier.methods.gates.held_loss import HeldLoss
+from luthier.methods.gates.memory_growth import MemoryGrowth
 from luthier.methods.gates.refusals import Refusals
 from luthier.methods.gates.task_score import TaskScore
 from support.tiny import sums, write_rows
@@ -239,10 +242,83 @@ def test_rows_that_are_not_there_are_told_before_the_first_gate(llama, trained, 
 def test_refusals_that_the_base_never_made_cannot_be_lost(llama, trained, tmp_path):
     base = lt.model(llama)
     prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "1+1="}] * 3)
-    with pytest.raises(lt.LuthierError, match="declines none of the 3 prompts"):
-        lt.check(
-            trained / "ignores",
-            {"r": Refusals(data=str(prompts), max_new_tokens=2)},
-            base=base.model,
-            processor=base.processor,
-        )
+    gate = {"r": Refusals(data=str(prompts), max_new_tokens=2)}
+    found = lt.check(trained / "ignores", gate, base=base.model, processor=base.processor)
+    assert found.outcome == UNMEASURED and found.code == 5
+    assert "declines none of the 3 prompts" in (found.verdicts[0].reason or "")
+
+
+@pytest.mark.parametrize("error", [lt.LuthierError("it is out"), RuntimeError("it is out")])
+def test_a_gate_that_fails_while_measuring_leaves_the_others_their_verdicts(
+    llama, trained, tmp_path, capsys, monkeypatch, error
+):
+    """The gates before and behind it are told, on the page, in JSON and by the exit code; what trips is graver."""
+    write_rows(tmp_path / "held.jsonl", sums(24))
+    gates, held = tmp_path / "gates.toml", '[[gate]]\nby = "held_loss"\ndata = "held.jsonl"\ntolerance = 1000.0\n'
+    scored = '[[gate]]\nby = "task_score"\ndata = "held.jsonl"\n'
+    grown = '[[gate]]\nby = "memory_growth"\ntolerance = {}\n'
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(TaskScore, "measure", fails)
+    gates.write_text(held + scored + grown.format(1.0))
+    words = ["check", llama, "--adapter", str(trained / "ignores"), "--gates", str(gates), "--out", str(tmp_path / "c")]
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    said = " ".join(capsys.readouterr().out.split())
+    assert stopped.value.code == 5 and "Not measured: task_score." in said and "it is out" in said
+    told = json.loads((tmp_path / "c" / "check.json").read_text())
+    assert told["outcome"] == "not measured" and told["code"] == 5 and not told["checklist"]["closed"]
+    assert [each["outcome"] for each in told["gates"]] == ["passes", "not measured", "passes"]
+    assert "it is out" in told["gates"][1]["reason"] and told["gates"][1]["worsening"] is None
+    page = (tmp_path / "c" / "check.html").read_text()
+    assert "it is out" in page and "Not measured: task_score." in page and "nan" not in page
+    gates.write_text(held + scored + grown.format(0.001))
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 3 and "Tripped: memory_growth. Not measured: task_score." in capsys.readouterr().out
+
+
+def test_another_seed_that_cannot_be_measured_is_told_and_decides_nothing(llama, trained, monkeypatch):
+    base, measure = lt.model(llama), MemoryGrowth.measure
+
+    def once(self, subject):
+        monkeypatch.setattr(MemoryGrowth, "measure", lambda *_: 1 / 0)
+        return measure(self, subject)
+
+    monkeypatch.setattr(MemoryGrowth, "measure", once)
+    gate, other = {"m": MemoryGrowth(tolerance=1.0)}, trained / "reads"
+    (verdict,) = lt.check(trained / "ignores", gate, base=base.model, other_seed=other).verdicts
+    assert verdict.outcome == PASSES and verdict.other_seed is None and "division by zero" in (verdict.reason or "")
+
+
+def test_rows_are_read_once_and_looked_at_before_the_first_gate(llama, trained, tmp_path, capsys, monkeypatch):
+    read, seen = sources.read_file, []
+    monkeypatch.setattr(sources, "read_file", lambda path, split: seen.append(path.name) or read(path, split))
+    write_rows(tmp_path / "held.jsonl", sums(24))
+    write_rows(tmp_path / "facts.jsonl", facts())
+    gates = tmp_path / "gates.toml"
+    listed = {"held_loss": "held", "task_score": "held", "calibration_drift": "held", "context_use": "facts"}
+    gates.write_text("".join(f'[[gate]]\nby = "{by}"\ndata = "{name}.jsonl"\n' for by, name in listed.items()))
+    with pytest.raises(SystemExit):
+        main(["check", llama, "--adapter", str(trained / "ignores"), "--gates", str(gates), "--limit", "6"])
+    assert sorted(seen) == ["facts.jsonl", "held.jsonl"]
+    write_rows(tmp_path / "facts.jsonl", [{"question": "q", "answer": "a"}] * 12)
+    capsys.readouterr()
+    assert main(["check", llama, "--adapter", str(trained / "ignores"), "--gates", str(gates)]) == 2
+    told = capsys.readouterr().err
+    assert "row 1 has no context" in " ".join(told.split()) and "measuring" not in told
+
+
+def test_a_limit_draws_rows_by_the_seed_however_they_are_read(tmp_path):
+    file = str(write_rows(tmp_path / "rows.jsonl", [{"prompt": f"{n}?", "completion": str(n)} for n in range(40)]))
+    taken = []
+    for seed in (0, 1):
+        means = Means(torch.nn.Linear(1, 1), None, "causal-lm", 8, 64, 5, seed)
+        rows = [row["completion"] for row in means.rows(file)]
+        examples = [str(row.answer) for row in means.examples(file).rows]
+        asked = [(row.messages or [])[0]["content"].strip("?") for row in means.prompts(file)]
+        assert rows == examples == asked and len(rows) == 5
+        taken.append(rows)
+    assert taken[0] != taken[1]

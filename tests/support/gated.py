@@ -54,6 +54,7 @@ def subject_of(before, after, scale: float) -> Subject:
         lambda source: rows,
         lambda source: [object()] * 24,  # type: ignore
         of,
+        lambda source: rows,  # type: ignore
         labelled,
         write,
         score,

@@ -37,7 +37,7 @@ class Reader:
     """What `luthier.models.load` gives."""
 
     def gradients(self, examples: Examples, size: int, seed: int) -> np.ndarray:
-        """Returns the projected gradient of each row's mean loss, [rows, size], float32."""
+        """Returns the projected gradient of each row's mean loss, [rows, size], float64 of float32 sums."""
         from luthier.core.sites.per_sample import Projection
 
         return self.projected(examples, Projection(size, seed))

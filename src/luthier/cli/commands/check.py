@@ -19,7 +19,8 @@ class Check(Fitted):
     A gate compares the model after fine-tuning with the one before on your own rows: held texts, other tasks, answers
     from a context, prompts to decline, calibration, new directions of the weights, time and memory. It trips where the
     whole 95% interval of the worsening lies beyond its tolerance. The exit code is 0 where all gates pass, 3 where one
-    tripped, 4 where there are too few probes to tell. check.json and check.html go into --out.
+    tripped, 4 where there are too few probes to tell, 5 where a gate failed while it was measured; the others are
+    measured all the same. check.json and check.html go into --out.
     """
 
     group: ClassVar[str] = "Look"
@@ -90,17 +91,17 @@ class Check(Fitted):
 def show(found: Checked, out: str | None) -> None:
     """The table of gates, and the finding."""
     from luthier.core.families import told as evaluated
-    from luthier.examining.check.page import nulls, number, sentence, told
+    from luthier.examining.check.page import nulls, number, plain, sentence, told
 
     rows = [
         (
             each.name,
             each.outcome,
-            f"{each.before:.4g}",
-            f"{each.after:.4g}",
+            plain(each.before),
+            plain(each.after),
             f"{number(each.worsening)} ({number(each.low)} to {number(each.high)})",
             nulls(each),
-            f"{each.gate.tolerance:.4g}",
+            plain(each.gate.tolerance),
             told(each),
         )
         for each in found.verdicts
@@ -108,7 +109,7 @@ def show(found: Checked, out: str | None) -> None:
     headed = ("gate", "outcome", "before", "after", "worsening (95%)", "null", "tolerance", "probes")
     table(headed, rows, found.target)
     say()
-    say(sentence(found.outcome, found.verdicts))
+    say(sentence(found.verdicts))
     say(evaluated(found.checklist))
     if out is not None:
         say(f"{out} holds check.json and check.html.")

@@ -21,21 +21,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from luthier.comparing.measures.bootstrap import sizes
 from luthier.comparing.measures.significance import (
-    EQUAL,
     LEVEL,
     Draws,
     Interval,
+    constant,
     draws_of,
     over_both,
-    over_rows,
     over_seeds,
     row_differences,
+    rows_apart,
 )
 from luthier.comparing.record import Record, groups
 from luthier.core.numerics import student
-from luthier.core.numerics.resampling import unseen
 from luthier.core.records import recorded
 
 FILE = "until.json"
@@ -129,7 +127,7 @@ def _decision(first: Sequence[Record], second: Sequence[Record], draws: Draws, m
     left, right = ({run.seed: run for run in runs if not math.isnan(run.score)} for runs in (first, second))
     pairs = [(left[seed], right[seed]) for seed in sorted(left.keys() & right.keys())]
     seeds = _over_seeds([(a.score, b.score) for a, b in pairs], level)
-    rows = _over_rows(pairs, draws, level)
+    rows = rows_apart(pairs, row_differences(pairs, draws), 1 - level)
     names, found = (first[0].model, first[0].data, first[0].method, second[0].method), over_both(seeds, rows)
     return Decision(*names, seeds.value, found.low, found.high, len(pairs), outcome(seeds, rows, margin))
 
@@ -138,23 +136,9 @@ def _over_seeds(scores: Sequence[tuple[float, float]], level: float) -> Interval
     """Of methods that no seed changes the rows decide alone; else a coarse score has hit the same number by chance,
     which says nothing."""
     found = over_seeds([a - b for a, b in scores], 1 - level)
-    if _constant([a - b for a, b in scores]) and not _constant([a for a, _ in scores]):
-        return Interval(found.value, math.nan, math.nan, "nothing")
+    if constant([a - b for a, b in scores]) and constant([a for a, _ in scores]):
+        return Interval(found.value, found.value, found.value, "seeds")
     return found
-
-
-def _over_rows(pairs: Sequence[tuple[Record, Record]], draws: Draws, level: float) -> Interval:
-    """Methods that differ on none of n rows have redrawn rows without a spread, which proves no equality: a share d of
-    rows on which they differ shows none of them with probability (1 - d)^n, so d may be up to 1 - c^(1 / n)."""
-    drawn = row_differences(pairs, draws)
-    found = over_rows(float(drawn.mean()) if len(drawn) else math.nan, drawn, 1 - level)
-    count = min(sizes(pairs[0][0]).values(), default=0) if pairs else 0
-    more = unseen(count, level) if count and found.high - found.low <= EQUAL else 0.0
-    return Interval(found.value, found.low - more, found.high + more, found.over)
-
-
-def _constant(values: Sequence[float]) -> bool:
-    return len(values) > 1 and max(values) - min(values) <= EQUAL
 
 
 def wanting(found: Iterable[Decision]) -> set[tuple[str, str, str]]:

@@ -22,7 +22,7 @@ from luthier.comparing.measures import power
 from luthier.comparing.measures.bootstrap import redrawn, sizes
 from luthier.comparing.record import Record
 from luthier.core.numerics import student
-from luthier.core.numerics.resampling import exact_interval
+from luthier.core.numerics.resampling import exact_interval, unseen
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +40,7 @@ class Interval:
     low: float
     high: float
     over: str
-    """`seeds` (Student's t over runs), `rows` (percentile bootstrap over test rows), `both` or `nothing`."""
+    """`seeds` (Student's t), `rows` (bootstrap over test rows, exact where all are alike), `both`, `nothing`."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,21 @@ class Verdict:
 
 
 def over_seeds(scores: Sequence[float], level: float = LEVEL) -> Interval:
-    """Returns the mean of a method's runs, with Student's t interval; without bounds for fewer than two runs."""
+    """Returns the mean of a method's runs, with Student's t interval.
+
+    Without bounds for fewer than two runs, and for runs that agree to the digit: seeds that change nothing, or a coarse
+    metric, tell nothing of the spread.
+    """
     mean, error = _mean(scores), _error(scores)
-    if len(scores) < 2:
+    if len(scores) < 2 or constant(scores):
         return Interval(mean, math.nan, math.nan, "nothing")
     reach = student.quantile(level, len(scores) - 1) * error
     return Interval(mean, mean - reach, mean + reach, "seeds")
+
+
+def constant(values: Sequence[float]) -> bool:
+    """Returns whether several values are equal, except for rounding."""
+    return len(values) > 1 and max(values) - min(values) <= EQUAL
 
 
 def over_rows(value: float, draws: np.ndarray, level: float = LEVEL) -> Interval:
@@ -116,23 +125,27 @@ def over_both(seeds: Interval, rows: Interval) -> Interval:
 
 
 def score_of(runs: Sequence[Record], level: float = LEVEL) -> Interval:
-    """Returns the score of one method on one data set: over seeds where there are several, else over rows."""
-    scores = [run.score for run in runs]
-    if len(scores) > 1:
-        return over_seeds(scores, level)
-    return _alike(runs[0], level) or over_rows(scores[0], redrawn(runs)[0], level)
-
-
-def _alike(run: Record, level: float) -> Interval | None:
-    """Of a run that is right on all rows, or on none: exact bounds, the mean over its parts; None of any other."""
+    """Returns the score of one method on one data set: over seeds, or over rows where seeds tell no spread (one alone,
+    or several that agree to the digit)."""
     import numpy as np
 
-    parts = [exact_interval(np.asarray(part), (1 - level) / 2) for part in run.hits.values()]
+    scores = [run.score for run in runs]
+    if len(scores) > 1 and not constant(scores):
+        return over_seeds(scores, level)
+    value, draws = _mean(scores), redrawn(runs)
+    together = np.mean(draws, axis=0) if all(map(len, draws)) else np.zeros(0)
+    return _alike(runs, value, level) or over_rows(value, together, level)
+
+
+def _alike(runs: Sequence[Record], value: float, level: float) -> Interval | None:
+    """Of runs whose every part is right on all rows, or on none: exact bounds, their mean; None of any other."""
+    import numpy as np
+
+    parts = [exact_interval(np.asarray(part), (1 - level) / 2) for run in runs for part in run.hits.values()]
     known = [part for part in parts if part is not None]
-    ends = {(low == 0, high == 1) for low, high in known}
-    if len(known) < len(parts) or len(ends) != 1:
+    if not known or len(known) < len(parts):
         return None
-    return Interval(run.score, _mean([low for low, _ in known]), _mean([high for _, high in known]), "rows")
+    return Interval(value, _mean([low for low, _ in known]), _mean([high for _, high in known]), "rows")
 
 
 # --- paired tests ----------------------------------------------------------------------------------
@@ -153,19 +166,13 @@ def paired(
     left, right = ({run.seed: run for run in runs} for runs in (first, second))
     pairs = [(left[seed], right[seed]) for seed in sorted(left.keys() & right.keys())]
     differences = [a.score - b.score for a, b in pairs]
-    by_seed, rows = _over_seeds(differences, level), row_differences(pairs, known)
-    by_row = over_rows(by_seed.value, rows, level)
-    p = both_p(differences, rows)
+    by_seed, rows = over_seeds(differences, level), row_differences(pairs, known)
+    by_row = dataclasses.replace(rows_apart(pairs, rows, level), value=by_seed.value)
+    p = both_p(differences, rows, _fewest(pairs))
     strictest = 1 - (1 - level) / tests
     seen = power.together(power.by_seeds(differences, strictest), power.by_rows(rows, strictest))
     both = over_both(by_seed, by_row)
     return Paired(first[0].method, second[0].method, both.value, len(pairs), by_seed, by_row, both, p, p, seen)
-
-
-def _over_seeds(differences: Sequence[float], level: float) -> Interval:
-    """Without bounds for equal differences, which would have an interval without a width."""
-    found = over_seeds(differences, level)
-    return Interval(found.value, math.nan, math.nan, "nothing") if math.isnan(seed_p(differences)) else found
 
 
 Draws = Mapping[tuple[str, int], "np.ndarray"]
@@ -189,27 +196,54 @@ def row_differences(pairs: Sequence[tuple[Record, Record]], draws: Draws) -> np.
     return np.mean(found[::2], axis=0) - np.mean(found[1::2], axis=0)
 
 
+def rows_apart(pairs: Sequence[tuple[Record, Record]], draws: np.ndarray, level: float = LEVEL) -> Interval:
+    """Returns the interval over rows of a difference, of its `draws`.
+
+    Rows on which methods differ by as much, as by nothing, have redrawn rows without a spread, which proves nothing of
+    others: a share d of other rows shows none of them among n with probability (1 - d)^n, and scores differ by 1 at
+    most.
+    """
+    found = over_rows(float(draws.mean()) if len(draws) else math.nan, draws, level)
+    count, v = _fewest(pairs), found.value
+    if not count or not len(draws) or found.high - found.low > EQUAL:
+        return found
+    if abs(v) <= EQUAL:
+        return Interval(v, -unseen(count, 1 - level), unseen(count, 1 - level), "rows")
+    d, down, up = unseen(count, (1 - level) / 2), max(0.0, 1 + v), max(0.0, 1 - v)
+    return Interval(v, v - d * down, v + d * up, "rows")
+
+
+def _fewest(pairs: Sequence[tuple[Record, Record]]) -> int:
+    """The rows of the smallest part of the test."""
+    return min(sizes(pairs[0][0]).values(), default=0) if pairs else 0
+
+
 def seed_p(differences: Sequence[float]) -> float:
     """Two-sided p of a mean of zero by Student's t; NaN for fewer than two differences, and for equal ones.
 
     Differences that agree to the digit tell nothing of the spread: seeds that changed nothing, or a coarse metric.
     """
-    if len(differences) < 2 or max(differences) - min(differences) <= EQUAL:
+    if len(differences) < 2 or constant(differences):
         return math.nan
     return student.two_sided(_mean(differences) / _error(differences), len(differences) - 1)
 
 
-def row_p(draws: np.ndarray) -> float:
-    """Two-sided p of a mean of zero by the bootstrap (Davison and Hinkley 1997, 4.4); NaN without draws."""
+def row_p(draws: np.ndarray, rows: int = 0) -> float:
+    """Two-sided p of a mean of zero by the bootstrap (Davison and Hinkley 1997, 4.4); NaN without draws.
+
+    Of so many `rows` that all differ by v, redrawing says the least p there is; here it is that of the interval of
+    `rows_apart`, 2 (1 + |v|)^-rows: the sign test's, where one method is right on all rows and the other on none.
+    """
     if not len(draws):
         return math.nan
     below, above = int((draws <= EQUAL).sum()), int((draws >= -EQUAL).sum())
-    return min(1.0, 2 * (min(below, above) + 1) / (len(draws) + 1))
+    least = 2 * (1 + min(1.0, abs(float(draws[0])))) ** -rows if rows and constant([draws.min(), draws.max()]) else 0.0
+    return min(1.0, max(least, 2 * (min(below, above) + 1) / (len(draws) + 1)))
 
 
-def both_p(differences: Sequence[float], draws: np.ndarray) -> float:
+def both_p(differences: Sequence[float], draws: np.ndarray, rows: int = 0) -> float:
     """Two-sided p of a mean of zero over seeds and rows together: the least α whose interval leaves out zero."""
-    by_seed, by_row = seed_p(differences), row_p(draws)
+    by_seed, by_row = seed_p(differences), row_p(draws, rows)
     if math.isnan(by_seed) or math.isnan(by_row):
         return by_row if math.isnan(by_seed) else by_seed
     import numpy as np
@@ -266,6 +300,8 @@ def _against(best: str, tests: Sequence[Paired], alpha: float) -> str:
     close = [test for test in tests if not (test.adjusted < alpha and test.difference > 0)]
     if close:
         nearest = max(close, key=lambda test: test.adjusted)
+        if abs(nearest.difference) <= EQUAL:
+            return f"{best} leads nobody: {nearest.second} scores the same"
         others = f" and {len(close) - 1} more" if len(close) > 1 else ""
         return f"{best} leads, but its lead over {nearest.second}{others} may be chance (p = {nearest.adjusted:.2g})"
     return ""

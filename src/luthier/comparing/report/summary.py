@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -154,12 +155,18 @@ def _mean(runs: Sequence[Record], read: Callable[[Record], float | None]) -> Int
 
 
 def _parts(runs: Sequence[Record]) -> dict[str, Interval]:
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[Record]] = {}
     for run in runs:
         for part, metrics in run.tests.items():
             if formatting.known(metrics.get(run.metric)):
-                found.setdefault(part, []).append(metrics[run.metric])
-    return {part: statistics.over_seeds(values) for part, values in found.items()}
+                found.setdefault(part, []).append(_part(run, part, metrics[run.metric]))
+    return {part: statistics.score_of(alone) for part, alone in found.items()}
+
+
+def _part(run: Record, part: str, score: float) -> Record:
+    """A run as if the part were the whole test."""
+    hits, answers = ({part: rows[part]} if part in rows else {} for rows in (run.hits, run.answers))
+    return dataclasses.replace(run, score=score, hits=hits, answers=answers)
 
 
 def _forgetting(runs: Sequence[Record]) -> dict[str, Interval]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from luthier.core.contracts.component import Component
 from luthier.core.contracts.examination import Batch, Change
-from luthier.core.contracts.example import Example
+from luthier.core.contracts.example import Example, Examples
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,10 @@ class Subject:
     """The rows of a source, each up to where an answer is to be written."""
     batches: Callable[[Sequence[Example]], Sequence[Batch]]
     """Examples as batches of the model's arguments, `labels` included."""
+    examples: Callable[[str], Examples]
+    """The rows of a source with their answers or classes."""
     labelled: Callable[[str], Sequence[Batch]]
-    """The rows of a source with their answers or classes, as batches of the model's arguments."""
+    """The same as batches of the model's arguments."""
     write: Callable[[nn.Module, Sequence[Example], int], Sequence[str]]
     """The answers that a model writes to prompts, greedily, of at most so many tokens."""
     score: Callable[[nn.Module, str, int], Sequence[float]]
@@ -67,6 +69,9 @@ class Gate(Component):
     The gate trips where the whole 95% interval of the worsening, the mean over probes of after - before in the
     direction of `worse`, lies above `tolerance`; it passes where the whole interval lies at or below it; otherwise
     there are too few probes to tell. A gate leaves the models as they were.
+
+    `look` reads its rows before any gate is measured, so that bad ones are told first; what it read is not read again.
+    What `measure` raises is the reason why the gate could not be measured, and the others are measured all the same.
     """
 
     worse: ClassVar[str] = "higher"
@@ -84,6 +89,11 @@ class Gate(Component):
 
     def check(self) -> None:
         self.within("tolerance", 0)
+
+    def look(self, subject: Subject) -> None:
+        """Reads the rows that `measure` will, and raises `LuthierError` for those that it could not use."""
+        if self.data is not None:
+            subject.rows(self.data)
 
     def measure(self, subject: Subject) -> Probes:
         """Returns the numbers of both models on the same probes."""

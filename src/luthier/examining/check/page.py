@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from luthier.core.families import CHECKLIST
 from luthier.core.palette import policy_digest, rendered, styled
-from luthier.examining.check.verdict import Verdict
+from luthier.examining.check.verdict import PASSES, TRIPPED, UNMEASURED, UNTOLD, Verdict
 
 HERE = Path(__file__).parent
 WIDTH = 260
@@ -24,26 +24,33 @@ def page(target: str, outcome: str, verdicts: Sequence[Verdict], checklist: dict
         HERE / "page.html",
         target=target,
         outcome=outcome,
-        sentence=sentence(outcome, verdicts),
+        sentence=sentence(verdicts),
         verdicts=[(verdict, told(verdict), drawn(verdict)) for verdict in verdicts],
         style=Markup(style),
         digest=policy_digest(style),
         number=number,
+        plain=plain,
         nulls=nulls,
         checklist=[(item, CHECKLIST[item], done) for item, done in checklist.items()],
     )
 
 
-def sentence(outcome: str, verdicts: Sequence[Verdict]) -> str:
-    """Returns the finding in one sentence."""
-    names = ", ".join(verdict.name for verdict in verdicts if verdict.outcome == outcome)
-    if outcome == "passes":
+SAID = {TRIPPED: "Tripped", UNMEASURED: "Not measured", UNTOLD: "Too few probes to tell"}
+"""How the finding opens what it says of gates that do not pass."""
+
+
+def sentence(verdicts: Sequence[Verdict]) -> str:
+    """Returns the finding: the gates that do not pass, the gravest first."""
+    if all(verdict.outcome == PASSES for verdict in verdicts):
         return f"All {len(verdicts)} gates pass." if len(verdicts) > 1 else "The gate passes."
-    return f"Tripped: {names}." if outcome == "tripped" else f"Too few probes to tell: {names}."
+    named = {said: [each.name for each in verdicts if each.outcome == outcome] for outcome, said in SAID.items()}
+    return " ".join(f"{said}: {', '.join(names)}." for said, names in named.items() if names)
 
 
 def told(verdict: Verdict) -> str:
-    """Returns what the probes of a gate could have seen."""
+    """Returns what the probes of a gate could have seen, or why there are none."""
+    if verdict.outcome == UNMEASURED:
+        return verdict.reason or ""
     if verdict.gate.exact:
         return "exact"
     if math.isinf(verdict.high):
@@ -53,17 +60,25 @@ def told(verdict: Verdict) -> str:
 
 def nulls(verdict: Verdict) -> str:
     """Returns the worsening of the base against itself, and of another seed's fine-tuning where there is one."""
-    other = verdict.other_seed
-    return number(verdict.null) if other is None else f"{number(verdict.null)}; another seed {number(other)}"
+    other, failed = verdict.other_seed, verdict.outcome != UNMEASURED and verdict.reason
+    beside = f"another seed {number(other)}" if other is not None else failed
+    return f"{number(verdict.null)}; {beside}" if beside else number(verdict.null)
 
 
 def number(value: float) -> str:
     """Returns a figure as the tables show it."""
-    return "∞" if math.isinf(value) else f"{value:+.4g}" if value else "0"
+    return "–" if math.isnan(value) else "∞" if math.isinf(value) else f"{value:+.4g}" if value else "0"
+
+
+def plain(value: float) -> str:
+    """Returns a figure without a sign."""
+    return "–" if math.isnan(value) else f"{value:.4g}"
 
 
 def drawn(verdict: Verdict) -> Markup:
-    """Returns a line of the worsening: its interval, its mean, the null and the tolerance."""
+    """Returns a line of the worsening: interval, mean, null and tolerance; nothing where it was not measured."""
+    if verdict.outcome == UNMEASURED:
+        return Markup("")
     ends = [verdict.low, verdict.high, verdict.worsening, verdict.null, verdict.gate.tolerance, 0.0]
     finite = [each for each in ends if math.isfinite(each)]
     low, high = min(finite), max(finite)

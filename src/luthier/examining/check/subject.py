@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +30,44 @@ class Means:
     max_length: int
     limit: int | None
     seed: int
+    held: dict[tuple[str, str], Any] = field(default_factory=dict)
+    """What was read, by the way it was read and the source."""
 
     def rows(self, source: str) -> Sequence[Mapping[str, Any]]:
         """Returns the rows of a source as their columns; bad ones raise."""
-        table = data.read(source, None, self.limit, self.seed)
-        if table.bad or not table.rows:
-            reason = f"row {table.bad[0][0]}: {table.bad[0][1]}" if table.bad else "it holds no row"
-            raise LuthierError(f"{source} cannot be used: {reason}.")
-        return [row for _, row in table.rows][: self.limit]
 
-    def prompts(self, source: str) -> list[Example]:
+        def read() -> Sequence[Mapping[str, Any]]:
+            table = data.read(source, None, self.limit, self.seed)
+            if table.bad or not table.rows:
+                reason = f"row {table.bad[0][0]}: {table.bad[0][1]}" if table.bad else "it holds no row"
+                raise LuthierError(f"{source} cannot be used: {reason}.")
+            return self._drawn([row for _, row in table.rows])
+
+        return self._once("rows", source, read)
+
+    def prompts(self, source: str) -> Sequence[Example]:
         """Returns the rows of a source, each up to where an answer is to be written."""
-        return data.load_prompts(source)[: self.limit]
+        return self._once("prompts", source, lambda: self._drawn(data.load_prompts(source)))
 
-    def examples(self, source: str, task: str | None = None) -> Examples:
+    def examples(self, source: str) -> Examples:
         """Returns the rows of a source for the subject's task."""
-        return data.load(source, task=task or self.task, limit=self.limit, seed=self.seed)
+
+        def read() -> Examples:
+            return data.load(source, task=self.task, limit=self.limit, seed=self.seed)
+
+        return self._once("examples", source, read)
+
+    def _once(self, way: str, source: str, read: Callable[[], Any]) -> Any:
+        """What is read of a source, by each way once: gates look at their rows before any is measured."""
+        if (way, source) not in self.held:
+            self.held[way, source] = read()
+        return self.held[way, source]
+
+    def _drawn(self, rows: Sequence[Any]) -> Sequence[Any]:
+        """As many rows as are wanted, in their order; those that `data.load` takes of as many."""
+        if self.limit is None or self.limit >= len(rows):
+            return rows
+        return [rows[at] for at in sorted(random.Random(self.seed).sample(range(len(rows)), self.limit))]
 
     def labelled(self, source: str) -> list[Batch]:
         """Returns the rows of a source with their answers or classes, as batches."""
@@ -88,6 +111,7 @@ def subject_of(means: Means, target: Path, *, force: bool = False) -> Subject:
         rows=means.rows,
         prompts=means.prompts,
         batches=means.batches,
+        examples=means.examples,
         labelled=means.labelled,
         write=means.write,
         score=means.score,

@@ -14,7 +14,7 @@ from luthier.core.contracts.gate import Gate, Probes
 from luthier.core.errors import LuthierError
 from luthier.core.numerics.resampling import resampled
 
-PASSES, TRIPPED, UNTOLD = "passes", "tripped", "too few probes"
+PASSES, TRIPPED, UNTOLD, UNMEASURED = "passes", "tripped", "too few probes", "not measured"
 FEWEST = 10
 """Probes below which a mean of other numbers than 0 and 1 is not told: the bootstrap is too narrow there."""
 RESAMPLES = 10_000
@@ -30,7 +30,7 @@ class Verdict:
     name: str
     gate: Gate
     outcome: str
-    """`passes`, `tripped` or `too few probes`."""
+    """`passes`, `tripped`, `too few probes` or `not measured`, with numbers that are NaN."""
     probes: int
     before: float
     """Mean over the probes of the model before fine-tuning."""
@@ -48,11 +48,18 @@ class Verdict:
     seconds: float = 0.0
     other_seed: float | None = None
     """The worsening of the same fine-tuning from another seed, where one was given."""
+    reason: str | None = None
+    """Why it was not measured, or the other seed was not."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         own = {key: value for key, value in vars(self).items() if key != "gate"}
         return {**own, "by": self.gate.name(), "unit": self.gate.unit, "settings": self.gate.to_dict()}
+
+
+def unmeasured(name: str, gate: Gate, reason: str) -> Verdict:
+    """Returns what is left to say of a gate that failed while it was measured."""
+    return Verdict(name, gate, UNMEASURED, 0, *[math.nan] * 7, reason=reason)
 
 
 def judged(name: str, gate: Gate, probes: Probes, seed: int = 0) -> Verdict:

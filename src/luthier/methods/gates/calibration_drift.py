@@ -29,6 +29,9 @@ class CalibrationDrift(Gate):
     tolerance: float = 0.02
     """Largest rise of the Brier score that may be released."""
 
+    def look(self, subject):
+        subject.examples(self.data or "")
+
     def measure(self, subject):
         batches = subject.labelled(self.data or "")
         return subject.compared(lambda model: brier(model, batches))

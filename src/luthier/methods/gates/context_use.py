@@ -46,6 +46,9 @@ class ContextUse(Gate):
         self.within("tolerance", 0, 1)
         self.above("factor", 1)
 
+    def look(self, subject):
+        variants(subject.rows(self.data or ""), swap=self.against == "another")
+
     def measure(self, subject):
         own, others = variants(subject.rows(self.data or ""), swap=self.against == "another")
         batches = subject.batches(own), subject.batches(others)

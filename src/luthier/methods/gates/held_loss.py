@@ -27,6 +27,9 @@ class HeldLoss(Gate):
     tolerance: float = 0.05
     """Largest rise of the mean loss, in nats, that may be released."""
 
+    def look(self, subject):
+        subject.examples(self.data or "")
+
     def measure(self, subject):
         batches = subject.labelled(self.data or "")
         return subject.compared(lambda model: losses(model, batches))

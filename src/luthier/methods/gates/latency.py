@@ -36,6 +36,9 @@ class Latency(Gate):
         super().check()
         self.within("repeats", 10)
 
+    def look(self, subject):
+        subject.examples(self.data or "")
+
     def measure(self, subject):
         batches, turns = subject.labelled(self.data or ""), 3
         each = -(-self.repeats // turns)

@@ -43,6 +43,9 @@ class Refusals(Gate):
         except re.error as error:
             raise LuthierError(f"refusals.pattern is not a regular expression: {error}.") from None
 
+    def look(self, subject):
+        subject.prompts(self.data or "")
+
     def measure(self, subject):
         prompts = subject.prompts(self.data or "")
         with subject.before() as model:

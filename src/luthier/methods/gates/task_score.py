@@ -32,6 +32,9 @@ class TaskScore(Gate):
         self.within("tolerance", 0, 1)
         self.within("max_new_tokens", 1)
 
+    def look(self, subject):
+        subject.examples(self.data or "")
+
     def measure(self, subject):
         return subject.compared(
             lambda model: torch.tensor(subject.score(model, self.data or "", self.max_new_tokens)).double()
