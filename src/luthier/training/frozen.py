@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from luthier.core.adapters.control import disabled
 from luthier.core.contracts.objective import ALSO
 from luthier.core.errors import LuthierError
 from luthier.core.guard import written
@@ -96,7 +97,8 @@ def _found(
         return ""
     if reason is not None or not first:
         return reason or "something is trained at the first block, before it, or in a model of several stacks"
-    made = below(model, first)
+    with disabled(model):
+        made = below(model, first)
     if isinstance(made, str):
         return made
     if auto and first * SHARE < made.count:
@@ -173,7 +175,7 @@ def begun(frozen: Frozen, run: Run, model: Any, steps: tuple[int, int]) -> Itera
         with entered(model, below, kept) as entry:
             yield
         trained = True
-        if entry.passes > steps[1] and not entry.begun:
+        if entry.passes > steps[1] and not (entry.begun or kept.failed):
             warnings.warn(
                 "the frozen blocks were computed in every pass: what the model is given are not the run's rows, or "
                 "more than their tokens.",
@@ -196,6 +198,7 @@ def _opened(run: Run, kept: Activations) -> Release | None:
             kept.open()
     except LuthierError as error:
         if held is not None:
+            kept.remove()
             held()
         warnings.warn(f"{error} The frozen blocks are computed in every epoch.", stacklevel=3)
         return None

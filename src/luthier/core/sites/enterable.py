@@ -48,14 +48,18 @@ def _fitted(module: nn.Module) -> bool:
 
 def _before(model: nn.Module, blocks: nn.ModuleList, fitted: Sequence[nn.Module]) -> int:
     """How many blocks have been run when the first of these modules is called; 0 if a small pass does not call it."""
-    done, seen = 0, {}
+    done = 0
+    seen: dict[int, int] = {}
 
     def count(*_: Any) -> None:
         nonlocal done
         done += 1
 
+    def note(module: nn.Module, args: Any) -> None:
+        seen.setdefault(id(module), done)
+
     hooks = [block.register_forward_hook(count) for block in blocks]
-    hooks += [each.register_forward_pre_hook(lambda each, _: seen.setdefault(id(each), done)) for each in fitted]
+    hooks += [each.register_forward_pre_hook(note) for each in fitted]
     try:
         run_once(model)
     except torch.OutOfMemoryError:
@@ -72,7 +76,8 @@ def below(model: nn.Module, first: int) -> Below | str:
     """Returns the blocks below the block `first`, or why no pass can begin there.
 
     Three rows go through the model twice in training mode, where what leaves those blocks has to be the same, and
-    then, in another order, from the block on: each token has to leave every block as it does in a whole pass.
+    then, in another order, from the block on: each token has to leave every block as it does in a whole pass. Adapters
+    are none of its business, and are to be off.
     """
     inner: Any = unwrapped(model)
     stack = next(iter(block_lists(inner).values()))
@@ -103,8 +108,8 @@ def _tried(model: Any, stack: nn.ModuleList, first: int, batch: dict[str, Tensor
     if not torch.equal(one[real], two[real]):
         return "its frozen blocks draw at random (dropout)"
     found = [_shape(output) for _, output in once[:first]]
-    if any(each != found[0] for each in found) or (found[0] is not None and set(found[0]) != {None}):
-        return "its blocks return more than what enters the next"
+    if any(each != found[0] for each in found):
+        return "its blocks do not all return the same"
     made = Below(tuple(stack[:first]), len(stack), one.shape[-1], one.dtype, found[0])
     rows = torch.arange(len(real)).flip(0)
     other = {key: value[rows] for key, value in batch.items()}
@@ -123,8 +128,8 @@ def _tried(model: Any, stack: nn.ModuleList, first: int, batch: dict[str, Tensor
 
 
 def _shape(output: Any) -> Any:
-    """What a block returns, without its tensor."""
-    return (None, *output[1:]) if isinstance(output, tuple | list) else None
+    """What a block returns, with nothing in it: what is beside its tensor (weights of attention) is seldom read."""
+    return (None,) * len(output) if isinstance(output, tuple | list) else None
 
 
 @contextmanager

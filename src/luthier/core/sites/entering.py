@@ -21,7 +21,7 @@ from luthier.core.sites.outputs import leading, led
 
 TOLD = {
     "input_ids", "attention_mask", "token_type_ids", "labels", "shift_labels", "logits_to_keep", "use_cache",
-    "return_dict",
+    "return_dict", "tasks",
 }  # fmt: skip
 """Arguments of a pass that begins at a block; of these, `BY_TOKEN` decide what enters it."""
 BY_TOKEN = ("input_ids", "token_type_ids")
@@ -58,7 +58,7 @@ class Below:
     dtype: torch.dtype
     """Of the same."""
     output: Any
-    """What a block returns, with None for its tensor: a tuple, or None itself."""
+    """What a block returns, with None for each tensor: a tuple, or None itself."""
 
 
 @dataclass
