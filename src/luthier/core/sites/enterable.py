@@ -134,7 +134,7 @@ def _shape(output: Any) -> Any:
 
 @contextmanager
 def _training(model: nn.Module):
-    """The mode of training, but for norms with running statistics, which stay as they are in it."""
+    """The mode of training, except of norms with running statistics, which stay as they are in it."""
     with eval_mode(model), torch.enable_grad():
         model.train()
         for module in model.modules():
