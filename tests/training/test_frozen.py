@@ -43,7 +43,7 @@ def run(llama, tmp_path) -> Run:
 
 @pytest.fixture
 def entries(monkeypatch) -> list[entering.Entry]:
-    """The passes of each run, but for those by which it is tried."""
+    """The passes of each run, without those by which it is tried."""
     found: list[entering.Entry] = []
     plain = entering.Entry.__init__
 
@@ -322,3 +322,11 @@ def test_the_dry_run_says_so_before(run, capsys):
     words = ["train", run.model, run.data, "--method", "lora", "--where", UPPER, "--epochs", "2", "--out", run.out]
     assert main([*words, "--dry-run"]) in (0, None)
     assert "2 of 3, computed once" in " ".join(capsys.readouterr().out.split())
+
+
+def test_with_an_adapter_behind_all_blocks(run, entries):
+    run = replace(run, where="lm_head")
+    own = train(run, progress=False)
+    assert record(run)["frozen"]["block"] == 3 and entries[0].begun == 22
+    whole = train(changed(run, "whole", cache_frozen="off"), progress=False)
+    assert [loss for _, loss in own.losses] == pytest.approx([loss for _, loss in whole.losses], rel=1e-5)

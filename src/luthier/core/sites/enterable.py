@@ -85,7 +85,7 @@ def below(model: nn.Module, first: int) -> Below | str:
         return "its rows are no tokens"
     if getattr(inner.config, "layerdrop", 0):
         return f"it skips blocks at random (layerdrop {inner.config.layerdrop})"
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([inner.device] if inner.device.type == "cuda" else []):
         torch.manual_seed(0)
         batch = small_batch(inner)
         try:
