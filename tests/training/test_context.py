@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import luthier as lt
 from luthier import models
@@ -35,3 +36,18 @@ def test_a_model_that_cannot_recompute_is_refused_and_left(llama, monkeypatch):
     with pytest.raises(lt.LuthierError, match="cannot recompute activations"), training_context(run, model):
         pytest.fail("it began")
     assert model.config.use_cache == cached
+
+
+def test_gradients_of_recomputed_blocks_go_no_lower_than_what_is_trained(llama):
+    model = lt.attach(models.load(llama).model, lt.LoRA(rank=2), where="layers(2) & all-linear")
+    run = Run(llama, "none.jsonl", lt.LoRA(rank=2), training=Training(gradient_checkpointing=True))
+    ids, seen = torch.tensor([[1, 2, 3, 4]]), []
+    plain = model(input_ids=ids, labels=ids).loss
+    hook = model.model.layers[1].register_forward_hook(lambda module, args, output: seen.append(output.requires_grad))
+    with training_context(run, model):
+        model.train()
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+    hook.remove()
+    assert seen == [False] and torch.equal(loss, plain)
+    assert all(p.grad is not None for p in lt.trainable(model).values())

@@ -26,6 +26,7 @@ def dry_run(run: Run, notes: Sequence[str] = ()) -> dict[str, Any]:
     from luthier.training.attachment import attach_all
     from luthier.training.context import loading_for
     from luthier.training.estimate import estimate
+    from luthier.training.frozen import frozen_of
     from luthier.training.penalised import refuse_alone
     from luthier.training.prepare import prepare
     from luthier.training.processes import processes
@@ -43,9 +44,11 @@ def dry_run(run: Run, notes: Sequence[str] = ()) -> dict[str, Any]:
         plan = plan_of(run, prepared, loaded.model, steps_of(run, len(prepared.train), processes()))
         collator = data.collator_for(prepared.task, loaded.processor)
         memory = estimate(loaded.model, prepared.train, collator, run.objective, run.training.batch)
+        parts, steps = (prepared.train, prepared.evaluation), (plan.steps, plan.per_epoch)
+        frozen = frozen_of(run, loaded.model, parts, steps, {})
     for line in notes:
         console(stderr=True).print(line, markup=False, soft_wrap=True)
-    console().print(overview(run, prepared, loaded.model, plan, memory))
+    console().print(overview(run, prepared, loaded.model, plan, memory, {"frozen blocks": frozen.told}))
     say()
     meaning = Meaning(prepared.task, prepared.examples.labels or ())
     show_feature(prepared.train[0], loaded.processor, meaning)

@@ -86,6 +86,8 @@ def recompute(model: Any, on: bool) -> None:
         warnings.simplefilter("ignore", FutureWarning)
         if on:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            if "_require_grads_hook" in vars(model):  # for the other variant; with it gradients go through all blocks
+                model.disable_input_require_grads()
         else:
             model.gradient_checkpointing_disable()
 

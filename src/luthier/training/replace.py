@@ -17,7 +17,7 @@ from luthier.training.checkpoint import LEFT, NAME
 ADAPTER, CHECKPOINTS = "adapter", "checkpoints"
 WRITTEN = (
     *(CHECKPOINTS, ADAPTER, "metrics.jsonl", "loss.png", "README.md"),
-    *("routing.csv", "routing.png", "rollouts.jsonl", "rollouts.md"),
+    *("routing.csv", "routing.png", "rollouts.jsonl", "rollouts.md", "frozen"),
 )
 """What a run writes into its folder, beside its record."""
 ASIDE, BESIDE = ".replaced-", ".adapter.beside"

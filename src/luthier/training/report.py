@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,9 +89,12 @@ def plan_of(run: Run, prepared: Prepared, model: Any, steps: tuple[int, int]) ->
     )
 
 
-def overview(run: Run, prepared: Prepared, model: Any, plan: Plan, memory: Memory, batches: str | None = None) -> Group:
-    """Returns the two tables that are printed before training; `batches` says how they are computed."""
-    more = parts(model) | ({"batches": batches} if batches else {})
+def overview(
+    run: Run, prepared: Prepared, model: Any, plan: Plan, memory: Memory, computed: Mapping[str, str | None]
+) -> Group:
+    """Returns the two tables that are printed before training; `computed` says how batches and blocks are, where there
+    is something to say."""
+    more = parts(model) | {name: told for name, told in computed.items() if told}
     return Group(sites(describe(model)), figures(run, prepared, plan, needed(memory, plan), more))
 
 

@@ -65,6 +65,8 @@ def train(
     accumulate: int = 1,
     order: Literal['random', 'length'] = "random",
     pack: bool | None = None,
+    cache_frozen: Literal['auto', 'off', 'on', 'bfloat16'] = "auto",
+    cache_folder: str | None = None,
     lr: float | None = None,
     schedule: Literal['linear', 'cosine', 'constant', 'cosine_restarts', 'polynomial', 'wsd', 'inverse_sqrt'] = "linear",
     min_lr: float = 0.0,

@@ -34,6 +34,7 @@ from luthier.training.context import loading_for, training_context
 from luthier.training.curves import curves_of
 from luthier.training.estimate import estimate
 from luthier.training.from_adapter import compared_with_start
+from luthier.training.frozen import Frozen, begun, frozen_of
 from luthier.training.join import join
 from luthier.training.launched import check_optimiser, check_processes, check_services
 from luthier.training.moments import AsToldNow, ByTheClock
@@ -154,13 +155,16 @@ class Session:
         able = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         with training_context(run, model):
             plan = plan_of(run, prepared, model, steps_of(run, len(prepared.train), processes()))
+            record = folders.record(run, prepared, model, command(run), plan.steps, evidence)
+            frozen = self.frozen(model, plan, features, record, before)
             if not self.console.quiet:
                 memory = estimate(model, features[0], collator, run.objective, run.training.batch)
                 for line in self.notes:
                     self.console.print(line, markup=False, highlight=False, soft_wrap=True)
-                self.console.print(overview(run, prepared, model, plan, memory, batches.told), highlight=False)
-            record = folders.record(run, prepared, model, command(run), plan.steps, evidence)
+                told = {"batches": batches.told, "frozen blocks": frozen.told}
+                self.console.print(overview(run, prepared, model, plan, memory, told), highlight=False)
             record |= {"packed": batches.packed, "shared_prompts": batches.shared, "batches": batches.told}
+            record |= {"frozen": frozen.record()}
             checkpoint, run_id = self.start(record, goes_on, model)
             with shown(self.console, plan.steps) as callbacks:
                 callbacks += [AsToldNow()] if run.training.save_every else [AsToldNow(), ByTheClock()]
@@ -173,7 +177,11 @@ class Session:
                 if online is not None:
                     online.run_id = run_id
                 self.equip(trainer, prepared, loaded)
-                with computed(batches, model), teacher_of(run, model) as trainer.teacher:
+                with (
+                    computed(batches, model),
+                    begun(frozen, run, model, (plan.steps, plan.per_epoch)),
+                    teacher_of(run, model) as trainer.teacher,
+                ):
                     stopped = best is not None and checkpoint is not None and best.resumed(checkpoint.step)
                     if checkpoint is not None and (stopped or checkpoint.step >= plan.steps):
                         trainer.restore(checkpoint.folder)
@@ -185,6 +193,10 @@ class Session:
             held = dict(model.named_parameters())
             resting = tuple(name for name in able if name in held and not held[name].requires_grad)
         return replace(self.finish(prepared, loaded, plan, record, chosen), resting=resting)
+
+    def frozen(self, model: Any, plan: Plan, features: Any, record: dict[str, Any], before: Any) -> Frozen:
+        """What is kept of the blocks below all that is trained."""
+        return frozen_of(self.run, model, features, (plan.steps, plan.per_epoch), record, before)
 
     def step(self, trainer: Trainer, checkpoint: Checkpoint | None, goes_on: bool) -> None:
         """Trains; a new run that is refused before its first step leaves its folder free for the next try."""

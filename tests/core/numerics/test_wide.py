@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 import luthier as lt
 from luthier.core.numerics import wide
 from luthier.core.sites.answers import answers
-from luthier.core.sites.packable import _apart
+from luthier.core.sites.packable import apart
 from luthier.engine.sampling import choose, drawing
 from luthier.methods.objectives.masked_thought import _drawn
 from luthier.training.figures import FigureSums
@@ -61,7 +61,7 @@ WORK = {
     "projection": projected,
     "answers": answered,
     "stand-ins": lambda: _drawn(torch.tensor([[5]]), torch.zeros(1, 3)).shape,
-    "packing": lambda: _apart(torch.ones(2, 3), torch.ones(2, 3)),
+    "packing": lambda: apart(torch.ones(2, 3), torch.ones(2, 3)),
 }
 
 

@@ -45,7 +45,7 @@ def why_not_packed(model: nn.Module) -> str | None:
         return f"its rows are {inner.main_input_name}, not tokens"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        batch, other = _batch(inner), _batch(inner)
+        batch, other = small_batch(inner), small_batch(inner)
     other["input_ids"][1:] = batch["input_ids"][1:]
     told = "a small batch of tokens does not run through it"
     try:
@@ -68,7 +68,7 @@ def shares_prompts(model: nn.Module) -> bool:
         return False  # all rows at once, by their lengths
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        batch = _batch(inner)
+        batch = small_batch(inner)
     batch["input_ids"][:, :PROMPT] = batch["input_ids"][0, :PROMPT]
     batch["labels"] = torch.where(batch["attention_mask"].bool(), batch["input_ids"], -100)
     batch["labels"][:, :PROMPT] = -100
@@ -82,11 +82,11 @@ def shares_prompts(model: nn.Module) -> bool:
     except Exception:  # whatever a model says to labels, or to queries that are fewer than its keys
         return False
     real = batch["attention_mask"].bool()
-    near = [_apart(one[real], two[real]) <= CLOSE.get(one.dtype, COARSE) for one, two in zip(padded, own, strict=True)]
+    near = [apart(one[real], two[real]) <= CLOSE.get(one.dtype, COARSE) for one, two in zip(padded, own, strict=True)]
     return bool(blocks) and all(near)
 
 
-def _batch(model: Any) -> dict[str, Tensor]:
+def small_batch(model: Any) -> dict[str, Tensor]:
     words = int(getattr(model.config.get_text_config(), "vocab_size", 2))
     device = next(model.parameters()).device
     ids = torch.randint(words // 8, words, (len(LENGTHS), max(LENGTHS))).to(device)
@@ -102,14 +102,14 @@ def _compared(padded: Outputs, here: tuple[Outputs, int], changed: Outputs, batc
     real = batch["attention_mask"].bool()
     after = real & (torch.arange(len(real), device=real.device) > 0)[:, None]
     for one, two, three in zip(padded, own, changed, strict=True):
-        if _apart(one[real], two[real]) > CLOSE.get(one.dtype, COARSE):
+        if apart(one[real], two[real]) > CLOSE.get(one.dtype, COARSE):
             return "its blocks give other numbers for packed tokens than for padded ones"
-        if _apart(two[after], three[after]) > max(BETWEEN * torch.finfo(two.dtype).eps, 1e-5):
+        if apart(two[after], three[after]) > max(BETWEEN * torch.finfo(two.dtype).eps, 1e-5):
             return "a row of a packed batch would see another row"
     return None
 
 
-def _apart(one: Tensor, two: Tensor) -> float:
+def apart(one: Tensor, two: Tensor) -> float:
     """The largest difference of a token's vector, as a share of its norm."""
     one, two = widened(one), widened(two)
     return float(((one - two).norm(dim=-1) / one.norm(dim=-1).clamp(min=1e-30)).max())

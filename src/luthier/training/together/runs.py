@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from luthier.models import Loaded
+from luthier.training.frozen import Frozen
 from luthier.training.prepare import Prepared
+from luthier.training.report import Plan
 from luthier.training.result import Result
 from luthier.training.session import Session
 from luthier.training.spec import Run
@@ -47,6 +49,10 @@ class Meets(Session):
     def load(self, prepared: Prepared) -> Loaded:
         """A copy of the base that all share."""
         return self.meeting.copy(self.run, prepared)
+
+    def frozen(self, model: Any, plan: Plan, features: Any, record: dict[str, Any], before: Any) -> Frozen:
+        """Nothing: the blocks compute the rows of all runs."""
+        return Frozen(None)
 
     def equip(self, trainer: Trainer, prepared: Prepared, loaded: Loaded) -> None:
         """Gives the trainer the model that its loss asks."""
