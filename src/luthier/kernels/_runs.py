@@ -1,7 +1,8 @@
 """Low-rank terms of several adapters in training: tokens lie in runs, each of one adapter or of none.
 
 One grouped product for each factor, in both directions, whatever the number of adapters: A and B are stacked, and ranks
-filled up with zeros. On a CPU, where a grouped product is itself a loop, runs add their products in place. The reference implementation is a loop over the runs, `torch.cat([x_i A_iᵀ B_iᵀ for i in runs])`.
+filled up with zeros. On a CPU, where a grouped product is itself a loop, runs add their products in place. The
+reference implementation is a loop over the runs, `torch.cat([x_i A_iᵀ B_iᵀ for i in runs])`.
 """
 
 from __future__ import annotations
@@ -101,8 +102,8 @@ class _Added(torch.autograd.Function):
 
 class _ByRun(torch.autograd.Function):
     """The same on a CPU, where torch's grouped product goes from run to run as well: here products add in place, and
-    no factor is copied. What lies between A and B is [rank, tokens], with its long side last. (Half precision stays with
-    the stacks: products in place round s.)"""
+    no factor is copied. What lies between A and B is [rank, tokens], with its long side last. (Half precision
+    stays with the stacks: products in place round s.)"""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, term: Term, *factors: Tensor) -> Tensor:
