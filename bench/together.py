@@ -3,7 +3,9 @@
 Each adapter has one short row a step (40 to 80 tokens, all but a third in the loss), LoRA on every linear layer, and an
 AdamW of its own. Time: both ways take turns on one model in one process, and a round's ratio is that of its two times;
 told are the wall's and the processor's (the steadier figure on a machine that is shared). Memory: the highest resident
-set of a process that trains all of them together, over that of one that trains a single adapter.
+set of a process that trains all of them together, over that of one that trains a single adapter. Sampling: the tokens a
+second of an engine that answers as many rows as there are adapters while it trains them, over those where it makes the
+same passes first and the same answers then.
 
 python -m bench together [--model smollm2-135m] [--adapters 8] [--rank 8] [--rounds 5] [--threads 2]
 """
@@ -14,12 +16,14 @@ import argparse
 import json
 import platform
 import random
-import resource
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,9 +32,13 @@ from bench._registry import results_of
 import luthier as lt
 from luthier import models
 from luthier.core.adapters.control import tensors
+from luthier.engine.engine import Engine
+from luthier.engine.request import Chunk, Request
 from luthier.training.together import Pool, Row, Work
 
 RATE = 1e-4
+PASSES, ANSWER = 2, 32
+"""Passes of training, and tokens of each answer, in a round of sampling beside training."""
 
 
 def rows(count: int, words: int, seed: int) -> list[Row]:
@@ -132,6 +140,74 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+class Busy:
+    """An engine whose model is trained between its steps, as the server of the training API has it."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        torch.set_num_threads(arguments.threads)
+        loaded = models.load(arguments.model, task="causal-lm", dtype="float32")
+        self.engine = Engine(loaded.model, loaded.processor, rows=arguments.adapters)
+        self.contest = Contest(loaded.model, arguments.adapters, arguments.rank)
+        self.given = rows(arguments.adapters, loaded.model.config.vocab_size, 0)
+        with tempfile.TemporaryDirectory() as folder:  # what answers is a saved adapter, as it is in the server
+            for name in self.contest.names:
+                self.engine.load(f"saved-{name}", self.contest.pool.save(name, Path(folder, name)))
+        self.engine.start()
+
+    def train(self) -> None:
+        """A few steps of all adapters."""
+        for _ in range(PASSES):
+            self.engine.between(lambda: self.contest.together(self.given))
+
+    def sample(self) -> None:
+        """An answer for each row, by its adapter as it was saved."""
+        left, done = threading.Semaphore(0), []
+
+        def deliver(chunk: Chunk) -> None:
+            if chunk.finish:
+                done.append(chunk)
+                left.release()
+
+        asked = [Request(tuple(row.tokens), f"saved-{name}", max_tokens=ANSWER, own_ends=False)
+                 for name, row in zip(self.contest.names, self.given, strict=True)]  # fmt: skip
+        self.engine.submit_all(asked, [deliver] * len(asked))
+        for _ in asked:
+            left.acquire()
+        assert all(chunk.finish == "length" for chunk in done), done
+
+    def turns(self) -> None:
+        """One after the other."""
+        self.train()
+        self.sample()
+
+    def beside(self) -> None:
+        """Both at once."""
+        training = threading.Thread(target=self.train)
+        training.start()
+        self.sample()
+        training.join()
+
+
+def sampling(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Tokens a second of both ways, and the ratio round by round."""
+    held, tokens = Busy(arguments), arguments.adapters * ANSWER
+    held.turns()
+    found: dict[str, list[float]] = {"turns": [], "beside": []}
+    ways = {"turns": held.turns, "beside": held.beside}
+    for number in range(arguments.rounds):
+        for way in ("turns", "beside") if number % 2 else ("beside", "turns"):
+            found[way].append(tokens / timed(ways[way])[0])
+    held.engine.close()
+    ratios = [two / one for one, two in zip(found["turns"], found["beside"], strict=True)]
+    return {way: statistics.median(rates) for way, rates in found.items()} | {"ratio": statistics.median(ratios)}
+
+
+def highest() -> float:
+    """MiB of this process at its peak. (What `getrusage` tells is at least what the parent had before it.)"""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+
+
 def peak(arguments: argparse.Namespace, adapters: int) -> float:
     """MiB of a process that makes two steps of so many adapters together."""
     words = [sys.executable, "-m", "bench", "together", "--only-memory", str(adapters), "--model", arguments.model]
@@ -149,17 +225,20 @@ def main(words: Sequence[str]) -> None:
     for name, value in (("adapters", 8), ("rank", 8), ("rounds", 5), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--no-memory", action="store_true", help="leave the processes for memory out")
+    parser.add_argument("--no-sampling", action="store_true", help="leave sampling beside training out")
     parser.add_argument("--only-memory", type=int, default=0, help="adapters to train, for a process of its own")
     arguments = parser.parse_args(words)
     if arguments.only_memory:
         held = contest(arguments, arguments.only_memory)
         for seed in range(2):
             held.together(rows(arguments.only_memory, held.model.config.vocab_size, seed))
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(highest())
         return
     found = {"machine": platform.processor() or platform.machine(), **vars(arguments), **speed(arguments)}
     if not arguments.no_memory:
         found["peak_mib"] = {"one": peak(arguments, 1), "together": peak(arguments, arguments.adapters)}
         found["memory_ratio"] = found["peak_mib"]["together"] / found["peak_mib"]["one"]
+    if not arguments.no_sampling:
+        found["sampling"] = sampling(arguments)
     results_of("together").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))

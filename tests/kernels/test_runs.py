@@ -9,7 +9,7 @@ import torch
 
 import luthier as lt
 from luthier.core.contracts.kernel import Part
-from luthier.kernels._runs import term
+from luthier.kernels._runs import _Added, _ByRun, term
 
 SIZES = (3, 5, 1, 4, 2)
 WHOSE = (0, None, 1, 0, 2)
@@ -39,6 +39,22 @@ def test_the_term_and_its_gradients(whose, dtype, close):
     for one, two in pairs:
         assert (one is None) == (two is None)
         assert one is None or torch.allclose(one, two, rtol=close, atol=close * 10 * float(two.abs().max()))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_products_in_place_are_those_of_the_stacks(rate):
+    drawn = torch.Generator().manual_seed(1)
+    new = lambda *shape: torch.randn(*shape, generator=drawn).requires_grad_()  # noqa: E731
+    own = [{"A": new(rank, 16), "B": new(12, rank)} for rank in RANKS]
+    x, y, dy = new(sum(SIZES), 16), new(sum(SIZES), 12), new(sum(SIZES), 12).detach()
+    parts = [Part(n, None, {}) if k is None else Part(n, lt.LoRA(rank=RANKS[k]), own[k], rate)
+             for n, k in zip(SIZES, WHOSE, strict=True)]  # fmt: skip
+    made, held = term(parts, [0.0 if k is None else 0.5 + k for k in WHOSE], x)
+    factors = [part.p[key] for key in ("A", "B") for part in held]
+    outs = [how.apply(y.clone(), x, made, *factors) for how in (_ByRun, _Added)]
+    assert torch.allclose(*outs, atol=1e-5)
+    for one, two in zip(*(torch.autograd.grad(out, [x, y, *factors], dy) for out in outs), strict=True):
+        assert torch.allclose(one, two, atol=1e-5)
 
 
 def test_the_scale_is_not_rounded_to_half_precision():

@@ -68,7 +68,8 @@ def custom(model: Any) -> None:
 def policies(model: Any) -> None:
     ids = [5, 9, 12, 7]
     for loss in ("importance_sampling", "ppo", "cispo", "dro", "gspo"):
-        one = types.Datum(model_input=TEXT(ids[:-1]), loss_fn_inputs={
+        mask = {"sequence_ratio_mask": [0.0, 1.0, 1.0]} if loss == "gspo" else {}
+        one = types.Datum(model_input=TEXT(ids[:-1]), loss_fn_inputs=mask | {
             "target_tokens": ids[1:], "logprobs": [0.0, -2.0, -1.5], "advantages": [0.0, 1.0, 1.0]})  # fmt: skip
         found = model.forward_backward([one], loss).result()
         assert len(found.loss_fn_outputs[0]["logprobs"].tolist()) == 3, loss

@@ -1,7 +1,8 @@
 """Low-rank terms of several adapters in training: tokens lie in runs, each of one adapter or of none.
 
 One grouped product for each factor, in both directions, whatever the number of adapters: A and B are stacked, and ranks
-filled up with zeros. The reference implementation is a loop over the runs, `torch.cat([x_i A_iᵀ B_iᵀ for i in runs])`.
+filled up with zeros. On a CPU, where a grouped product is itself a loop, runs add their products in place. The
+reference implementation is a loop over the runs, `torch.cat([x_i A_iᵀ B_iᵀ for i in runs])`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Term:
 
     def added(self, y: Tensor, x: Tensor, downs: Sequence[Tensor], ups: Sequence[Tensor]) -> Tensor:
         """Returns y [tokens, d_out] with the term added in place; x [tokens, d_in], A [r_i, d_in], B [d_out, r_i]."""
-        return _Added.apply(y, x, self, *downs, *ups)  # type: ignore[return-value]
+        how = _ByRun if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) else _Added
+        return how.apply(y, x, self, *downs, *ups)  # type: ignore[return-value]
 
 
 def term(parts: Sequence[Part], scales: Sequence[float], x: Tensor) -> tuple[Term, list[Part]]:
@@ -96,6 +98,51 @@ class _Added(torch.autograd.Function):
         downs = [da[: len(f)].to(f.dtype) for da, f in zip(das, factors[:count], strict=False)]
         ups = [db[: f.shape[1]].mT.to(f.dtype) for db, f in zip(dbs, factors[count:], strict=True)]
         return dy, dx, None, *downs, *ups
+
+
+class _ByRun(torch.autograd.Function):
+    """The same on a CPU, where torch's grouped product goes from run to run as well: here products add in place, and
+    no factor is copied. What lies between A and B is [rank, tokens], with its long side last. (Half precision
+    stays with the stacks: products in place round s.)"""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, term: Term, *factors: Tensor) -> Tensor:
+        ctx.mark_dirty(y)
+        count, hs = len(term.scales), []
+        xs, ys = (t.split(term.sizes) for t in (x if term.mask is None else x * term.mask, y))
+        for place, part, own in zip(term.factors, xs, ys, strict=True):
+            if place < count:
+                a, b = (f.to(x.dtype) for f in (factors[place], factors[count + place]))
+                hs.append(a @ part.mT)
+                own.addmm_(hs[-1].mT, b.mT, alpha=term.scales[place])
+        ctx.term, ctx.runs = term, len(hs)
+        ctx.save_for_backward(x, *hs, *factors)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor):  # pyright: ignore
+        x, *kept = ctx.saved_tensors
+        hs, factors, term, count = iter(kept[: ctx.runs]), kept[ctx.runs :], ctx.term, len(ctx.term.scales)
+        found: list[Tensor | None] = [None] * len(factors)
+        dx = torch.zeros_like(x)
+        xs, dys, dxs = (t.split(term.sizes) for t in (x if term.mask is None else x * term.mask, dy, dx))
+        for place, part, dpart, into in zip(term.factors, xs, dys, dxs, strict=True):
+            if place < count:
+                a, b = (f.to(x.dtype) for f in (factors[place], factors[count + place]))
+                dh = (b.mT @ dpart.mT).mul_(term.scales[place])
+                torch.mm(dh.mT, a, out=into)
+                _add(found, place, dh @ part)
+                _add(found, count + place, (next(hs) @ dpart).mul_(term.scales[place]).mT)
+        if term.mask is not None:
+            dx.mul_(term.mask)
+        return dy, dx, None, *(g if g is None else g.to(f.dtype) for g, f in zip(found, factors, strict=True))
+
+
+def _add(found: list[Tensor | None], place: int, more: Tensor) -> None:
+    """Adds to the gradient of a factor, whose adapter may have several runs."""
+    before = found[place]
+    found[place] = more if before is None else before + more
 
 
 def _stacks(term: Term, factors: Sequence[Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,9 +37,9 @@ def by_hand(name: str) -> tuple[float, list[float]]:
         gaps = [p - q for p, q in zip(L, Q, strict=True)]
         return (-sum(p * a - 0.025 * g * g for p, a, g in zip(L, A, gaps, strict=True)),
                 [-(a - 0.05 * g) for a, g in zip(A, gaps, strict=True)])  # fmt: skip
-    s, mean = math.exp(sum(p - q for p, q in zip(L, Q, strict=True)) / 4), sum(A) / 4
-    free = s * mean <= clip(s, 1 - 3e-4, 1 + 4e-4) * mean
-    return -min(s * mean, clip(s, 1 - 3e-4, 1 + 4e-4) * mean), [-s * mean / 4 * free] * 4
+    s = math.exp(sum(p - q for p, q in zip(L, Q, strict=True)) / 4)
+    value = -sum(min(s * a, clip(s, 1 - 3e-4, 1 + 4e-4) * a) for a in A)
+    return value, [-s * a * (s * a <= clip(s, 1 - 3e-4, 1 + 4e-4) * a) for a in A]
 
 
 @pytest.mark.parametrize("name", list(LOSSES))
@@ -68,6 +68,18 @@ def test_an_answer_without_an_advantage_has_no_gspo_and_still_a_gradient_of_zero
     logs = torch.tensor(L, requires_grad=True)
     total(loss, settings, [{"logprobs": torch.tensor(Q), "advantages": torch.zeros(4)}])([logs]).backward()
     assert logs.grad.eq(0).all()
+
+
+def test_the_mask_of_gspo_says_which_tokens_its_ratio_is_of():
+    loss, settings = loss_named("gspo", {"clip_low_threshold": 0.0, "clip_high_threshold": 100.0})
+    given = {"logprobs": torch.tensor(Q), "advantages": torch.tensor([0.0, 2.0, 0.0, 0.0]),
+             "sequence_ratio_mask": torch.tensor([1.0, 1.0, 0.0, 0.0])}  # fmt: skip
+    logs = torch.tensor(L, requires_grad=True)
+    value = total(loss, settings, [given])([logs])
+    value.backward()
+    s = math.exp((L[0] - Q[0] + L[1] - Q[1]) / 2)
+    assert value.item() == pytest.approx(-2 * s, abs=1e-6)
+    assert logs.grad.tolist() == pytest.approx([0.0, -2 * s, 0.0, 0.0], abs=1e-6)
 
 
 @pytest.mark.parametrize(("name", "config", "says"), [

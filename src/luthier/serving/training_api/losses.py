@@ -19,6 +19,7 @@ from luthier.core.errors import LuthierError
 Inputs = Mapping[str, Tensor]
 """What a datum brings beside its tokens, by name, [T] or [T, K] each."""
 LOW, HIGH = "clip_low_threshold", "clip_high_threshold"
+MASK = "sequence_ratio_mask"
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,18 @@ def dro(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
 
 
 def gspo(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
-    """Returns L = - min(s A, clip(s, low, high) A), s = exp(mean_t (l_t - q_t)) over tokens with an advantage.
+    """Returns L = - Σ_t min(s_t A_t, clip(s_t, low, high) A_t), GSPO's token-level variant.
 
-    A is their mean advantage. After Zheng et al. 2025, arXiv 2507.18071 (equation 5, one term a sequence): the
-    protocol's documentation gives no equation.
+    s_t is s = exp(mean_t (l_t - q_t)) over the tokens of `sequence_ratio_mask`, with the gradient of l_t alone. Without
+    a mask these are the tokens with an advantage.
     """
-    answer = given["advantages"].ne(0)
-    if not bool(answer.any()):
+    gain = given["advantages"]
+    inside = given.get(MASK, gain).ne(0)
+    if not bool(inside.any()):
         return (logs * 0).sum()
-    ratio = (logs - given["logprobs"])[answer].mean().exp()
-    gain = given["advantages"][answer].mean()
-    return -torch.minimum(ratio * gain, ratio.clamp(settings[LOW], settings[HIGH]) * gain)
+    held = logs.detach()
+    ratio = ((held - given["logprobs"])[inside].mean() + logs - held).exp()
+    return -torch.minimum(ratio * gain, ratio.clamp(settings[LOW], settings[HIGH]) * gain).sum()
 
 
 def _ratio(logs: Tensor, given: Inputs) -> Tensor:
@@ -93,10 +95,10 @@ LOSSES: Mapping[str, LossFunction] = {
     "ppo": LossFunction(POLICY, ppo, CLIP, (LOW, HIGH)),
     "cispo": LossFunction(POLICY, cispo, CLIP, (LOW, HIGH)),
     "dro": LossFunction(POLICY, dro, {"beta": 0.05}),
-    "gspo": LossFunction(POLICY, gspo, {LOW: 1 - 3e-4, HIGH: 1 + 4e-4}),
+    "gspo": LossFunction(POLICY, gspo, {LOW: 1 - 3e-4, HIGH: 1 + 4e-4}, (MASK,)),
 }
 REFUSED = {
-    "stable_reinforce": "it needs what the sampler records of its own stability, which this server does not record",
+    "stable_reinforce": "it needs what the sampler records of its own stability, and its equation is not published",
     "custom": "losses are not run by their graph here; forward_backward_custom runs them on the client's side",
 }
 """Losses that the client knows and this server does not run, and why."""
