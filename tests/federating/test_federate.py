@@ -419,7 +419,7 @@ def test_a_damaged_answer_of_a_client_is_told(tmp_path):
 
 
 SET = {"pack": True, "eval_every": 2, "patience": 2, "save_every": 2, "keep": 3, "noise_scale": True,
-       "report_to": "tensorboard", "cache_frozen": "on", "cache_folder": "kept",
+       "report_to": "tensorboard", "cache_frozen": "on",
        "quantize": "int8", "shard": True, "best": "loss"}  # fmt: skip
 
 

@@ -104,6 +104,7 @@ TAKEN_APART = {
     "models/older.py",  # what was just written
     "interop/formats/pyreft.py",  # behind `expected` in each format
     "training/together/kept.py",  # compared as a whole
+    "core/storage/activations.py",  # the same
     "training/adam_state.py",  # behind a check that its caller brings
     "core/storage/format.py",  # checked key by key
 }  # fmt: skip

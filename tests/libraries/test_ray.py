@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import luthier as lt
 from luthier.comparing import Study, records, runner, spread
 from luthier.core.errors import LuthierError
 from luthier.training import Training, metrics
+from support.studies import figures
 from support.tiny import save_model, sums, write_rows
 
-ray = pytest.importorskip("ray")
-CLOCK = ("seconds", "step_seconds", "step_ratio", "peak_bytes", "command")
+pytest.importorskip("ray.train")
+ray = importlib.import_module("ray")
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +27,6 @@ def rows(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     return save_model(tmp_path_factory.mktemp("model"), "llama", vocab_size=4200)
-
-
-def figures(folder: Path) -> list[dict]:
-    found = []
-    for each in records(folder):
-        values = {key: value for key, value in each.to_dict().items() if key not in CLOCK}
-        values["settings"].pop("out")
-        found.append(values | {"notes": [note for note in each.notes if note != spread.BESIDE]})
-    return found
 
 
 @pytest.fixture
@@ -66,9 +59,9 @@ def test_a_study_on_the_nodes_of_a_cluster(model, rows, tmp_path, cluster):
 
 
 def test_no_cluster_is_told(model, rows, tmp_path):
-    with pytest.raises(LuthierError, match=r"no Ray cluster at localhost:9: .*refused"):
+    with pytest.raises(LuthierError, match=r"Ray at localhost:9 cannot be reached: .*refused"):
         runner.compare(model, rows, out=tmp_path / "s", ray="localhost:9", methods=["base"])
-    with pytest.raises(LuthierError, match=r"no Ray cluster at auto: "):
+    with pytest.raises(LuthierError, match=r"Ray at auto cannot be reached: "):
         runner.compare(model, rows, out=tmp_path / "s", ray="auto", methods=["base"])
 
 

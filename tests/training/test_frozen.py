@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +22,7 @@ from luthier.training.prepare import prepare
 from support import fresh
 from support.tiny import pairs, save_model, sums, write_rows
 
-SETTINGS = Training(epochs=3, batch=4, save_every=2, keep=30, lr=1e-2, warmup=0, eval_every=10)
+SETTINGS = Training(epochs=3, batch=4, save_every=2, keep=30, lr=1e-2, warmup=0, eval_every=10, cache_frozen="auto")
 UPPER = "layers(2) & all-linear"
 
 
@@ -66,7 +65,13 @@ def forget(run: Run, after: int) -> None:
             shutil.rmtree(path)
 
 
-def test_by_default_with_the_losses_of_whole_passes(run, entries, capsys):
+@pytest.fixture
+def left(monkeypatch) -> None:
+    """What runs keep is left behind them, as by kills."""
+    monkeypatch.setattr(activations.Activations, "remove", activations.Activations.close)
+
+
+def test_with_the_losses_of_whole_passes(run, entries, capsys):
     own = train(run, progress=True)
     told = " ".join(capsys.readouterr().err.split())
     assert "frozen blocks 2 of 3, computed once:" in told and "float32" in told
@@ -91,19 +96,18 @@ def tokens(run: Run) -> int:
 
 
 @pytest.mark.parametrize("way", ["auto", "bfloat16"])
-def test_resumed_exactly_at_every_moment_of_the_first_epoch(run, way, entries):
-    """What is kept may be ahead of the checkpoint that the run goes on from, or gone."""
+def test_resumed_at_every_moment_of_the_first_epoch(run, way, entries, left):
+    """To the bit where what is kept is ahead of the checkpoint that the run goes on from; where it is gone, with the
+    same losses."""
     run = replace(run, form=lt.LoRA(rank=4, dropout=0.2), training=replace(SETTINGS, cache_frozen=way))
-    kept = run.folder.parent / "kept"
-    whole = train(changed(run, "run", cache_folder=str(kept)), progress=False)
+    whole = train(run, progress=False)
     expected, losses = adapter(run), whole.losses
-    (folder,) = kept.iterdir()
     for step, there in ((2, True), (4, False), (12, True)):
         forget(run, step)
-        if there:
-            shutil.copytree(folder, run.folder / FOLDER)
+        if not there:
+            shutil.rmtree(run.folder / FOLDER)
         again = train(run, resume=True, progress=False)
-        assert again.losses == losses and not (run.folder / FOLDER).exists()
+        assert again.losses == losses
         if there:
             assert all(torch.equal(tensor, expected[key]) for key, tensor in adapter(run).items())
             assert entries[-1].begun == entries[-1].passes
@@ -131,17 +135,10 @@ train(Run.from_dict(json.loads({json.dumps(json.dumps(run.to_dict()))})), progre
     assert not (run.folder / FOLDER).exists()
 
 
-def kept_by(run: Run, name: str) -> tuple[Run, Path]:
-    """A finished run, and what it has kept in a folder."""
-    made = changed(run, name, cache_folder=str(run.folder.parent / "kept"))
-    train(made, progress=False)
-    (folder,) = (run.folder.parent / "kept").iterdir()
-    return made, folder
-
-
 @pytest.mark.parametrize("damage", ["numbers", "sums", "about", "shorter", "missing"])
-def test_damage_is_noticed_and_computed_again(run, damage, entries):
-    one, folder = kept_by(run, "one")
+def test_damage_is_noticed_and_computed_again(run, damage, entries, left):
+    whole, folder = train(run, progress=False), run.folder / FOLDER
+    forget(run, 4)
     numbers = folder / activations.NUMBERS
     if damage == "numbers":
         held = bytearray(numbers.read_bytes())
@@ -158,46 +155,13 @@ def test_damage_is_noticed_and_computed_again(run, damage, entries):
     else:
         numbers.unlink()
     with pytest.warns(UserWarning, match="is damaged"):
-        two, _ = kept_by(run, "two")
-    losses = [[line["loss"] for line in lines(each) if "loss" in line] for each in (one, two)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    single = damage in ("numbers", "sums")
-    assert entries[-1].begun >= (entries[-1].passes - 3 if single else 20)
-    three, _ = kept_by(run, "three")  # without a warning, which would be an error here
-    assert entries[-1].begun == entries[-1].passes and three.folder.exists()
-
-
-def lines(run: Run) -> list[dict]:
-    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_another_run_begins_there_in_its_first_epoch(run, entries):
-    """With other hyper-parameters; of another block, or a base with other weights, it keeps its own."""
-    kept_by(run, "one")
-    settings = {"cache_folder": str(run.folder.parent / "kept"), "cache_frozen": "on"}
-    train(changed(run, "rate", lr=1e-3, seed=1, eval_fraction=0.0, **settings), progress=False)
-    assert entries[-1].begun < entries[-1].passes  # the rows differ by those held out
-    train(changed(run, "again", lr=1e-3, **settings), progress=False)
+        again = train(run, resume=True, progress=False)
+    assert [loss for _, loss in again.losses] == pytest.approx([loss for _, loss in whole.losses], rel=1e-5)
+    single, passes = damage in ("numbers", "sums"), entries[-1].passes
+    assert passes > entries[-1].begun >= (passes - 3 if single else 12)  # the last epoch and its evaluations
+    forget(run, 4)
+    train(run, resume=True, progress=False)  # without a warning, which would be an error here
     assert entries[-1].begun == entries[-1].passes
-    lower = replace(changed(run, "lower", **settings), where="layers(1, 2) & all-linear")
-    train(lower, progress=False)
-    assert entries[-1].begun < entries[-1].passes
-    model = save_model(run.folder.parent / "others-base", "llama", intermediate_size=40)
-    train(replace(changed(run, "other", **settings), model=model), progress=False)
-    assert entries[-1].begun < entries[-1].passes
-    assert len(list((run.folder.parent / "kept").iterdir())) == 4
-
-
-def test_one_run_at_a_time_uses_a_folder(run, monkeypatch, entries):
-    from luthier.core.locks import lock
-
-    _, folder = kept_by(run, "one")
-    release = lock(folder, patience=0)
-    assert release is not None
-    with pytest.warns(UserWarning, match=r"locked.*computed in every epoch"):
-        kept_by(run, "two")
-    assert len(entries) == 1
-    release()
 
 
 def test_pairs_and_their_reference(run, entries):
@@ -282,14 +246,14 @@ def test_a_disk_that_is_full_ends_no_run(run, monkeypatch, moment, entries):
 
 
 def test_a_run_of_an_older_version_goes_on_without(run, entries):
+    run = changed(run, "run", cache_frozen="off")
     train(run, progress=False)
     older = {key: value for key, value in record(run).items() if key != "frozen"}
-    for name in ("cache_frozen", "cache_folder"):
-        older["run"]["training"].pop(name)
+    older["run"]["training"].pop("cache_frozen")
     replace_json(run.folder / "run.json", older)
     forget(run, 4)
     train(run, resume=True, progress=False)
-    assert len(entries) == 1
+    assert not entries
 
 
 def test_overwritten_and_withdrawn_runs_leave_nothing(run, monkeypatch):
@@ -311,15 +275,24 @@ def test_overwritten_and_withdrawn_runs_leave_nothing(run, monkeypatch):
     assert not (run.folder / FOLDER).exists()
 
 
-def test_a_folder_for_nothing_is_refused():
-    with pytest.raises(lt.LuthierError, match="cache_folder"):
-        Training(cache_frozen="off", cache_folder="kept")
-
-
 def test_the_dry_run_says_so_before(run, capsys):
     from luthier.cli import main
 
-    words = ["train", run.model, run.data, "--method", "lora", "--where", UPPER, "--epochs", "2", "--out", run.out]
+    words = [
+        "train",
+        run.model,
+        run.data,
+        "--method",
+        "lora",
+        "--where",
+        UPPER,
+        "--epochs",
+        "2",
+        "--out",
+        run.out,
+        "--cache-frozen",
+        "auto",
+    ]
     assert main([*words, "--dry-run"]) in (0, None)
     assert "2 of 3, computed once" in " ".join(capsys.readouterr().out.split())
 
@@ -329,4 +302,36 @@ def test_with_an_adapter_behind_all_blocks(run, entries):
     own = train(run, progress=False)
     assert record(run)["frozen"]["block"] == 3 and entries[0].begun == 22
     whole = train(changed(run, "whole", cache_frozen="off"), progress=False)
+    assert [loss for _, loss in own.losses] == pytest.approx([loss for _, loss in whole.losses], rel=1e-5)
+
+
+def test_a_full_disk_does_not_change_what_is_rounded(run, monkeypatch):
+    """In bfloat16 a run without what it keeps would have other losses."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(activations, "_reserve", refuse)
+    with pytest.raises(lt.LuthierError, match=r"No space|no room|full"):
+        train(changed(run, "run", cache_frozen="bfloat16"), progress=False)
+
+
+@pytest.mark.parametrize("where", ["all-linear", UPPER])
+def test_a_teacher_that_acts_below(run, where, entries):
+    """An adapter of all blocks teaches one of the upper ones: its passes are its own."""
+    taught = replace(changed(run, "teacher", epochs=1.0, cache_frozen="off"), where=where)
+    train(taught, progress=False)
+    student = replace(run, objective=lt.Distill(teacher=str(taught.folder)))
+    own = train(student, progress=False)
+    whole = train(changed(student, "whole", cache_frozen="off"), progress=False)
+    assert [loss for _, loss in own.losses] == pytest.approx([loss for _, loss in whole.losses], rel=1e-4)
+    assert 0 < entries[-1].begun < entries[-1].passes
+
+
+def test_noise_on_the_embeddings_is_drawn_in_each_epoch(run, entries):
+    """MORepair's noise, which no setting of training knows of."""
+    rows = [row | {"rationale": "by adding"} for row in sums(24)]
+    noisy = replace(run, data=write_rows(run.folder.parent / "repairs.jsonl", rows), objective=lt.MORepair())
+    own = train(noisy, progress=False)
+    whole = train(changed(noisy, "whole", cache_frozen="off"), progress=False)
     assert [loss for _, loss in own.losses] == pytest.approx([loss for _, loss in whole.losses], rel=1e-5)

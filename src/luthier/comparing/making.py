@@ -6,7 +6,7 @@ import gc
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -34,13 +34,14 @@ WAIT = 5.0
 """Seconds between looks at runs that another process makes."""
 
 
-def run_all(planned: Plan, console: Console, together: int = 1) -> dict[str, str]:
-    """Makes every run that is missing, so many at once; returns the reasons of those that failed, by title."""
+def run_all(planned: Plan, console: Console, together: int = 1, bar: Bar | None = None) -> dict[str, str]:
+    """Makes every run that is missing, so many at once; returns the reasons of those that failed, by title. It is told
+    to `bar`, or shown on the console."""
     held, failed, foretold = read_held(planned.study), {}, False
     left = groups(planned.jobs, together)
     for line in told(planned.jobs) if together > 1 else ():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    with shown(console, len(planned.jobs)) as bar:
+    with nullcontext(bar) if bar else shown(console, len(planned.jobs)) as bar:
         while left:
             later = []
             for group in left:
@@ -82,7 +83,7 @@ def _made(planned: Plan, group: Sequence[Job], held: Examples | None, bar: Bar) 
             if isinstance(result, Exception) and is_full(result):  # the other runs would fail as well
                 raise result
             if isinstance(result, Alone):
-                bar.console.print(f"{job.title} is made by itself: {result}", highlight=False, soft_wrap=True)
+                bar.note(f"{job.title} is made by itself: {result}")
             elif isinstance(result, FAILURES):
                 failed[job.title] = _told(result)
                 bar.failed(job.title, failed[job.title])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import re
@@ -18,20 +19,26 @@ from typing import Any
 from luthier.core.device import AUTO, VARIABLE, named
 from luthier.core.errors import LuthierError
 
-Task = Callable[[], dict[str, str]]
-"""Makes runs in another process, and returns the reasons of those that failed, by title. It can be pickled."""
+Made = tuple[dict[str, str], list[str]]
+"""Of runs the reasons of those that failed, by title, and what else is to be told."""
+Task = Callable[[], Made]
+"""Makes runs in another process. It can be pickled."""
 
 
 class Worker(ABC):
     """Somebody who makes runs, a task at a time."""
 
     @abstractmethod
-    def submit(self, task: Task) -> Future[dict[str, str]]:
+    def submit(self, task: Task) -> Future[Made]:
         """Starts a task."""
 
     @abstractmethod
     def close(self) -> None:
         """Ends the worker, and the task that it has."""
+
+    def why_lost(self, error: BaseException) -> str:
+        """Returns why a task was lost."""
+        return f"its process ended, as when memory is short ({str(error) or type(error).__name__})"
 
 
 class Place(ABC):
@@ -41,16 +48,46 @@ class Place(ABC):
     """Workers at once."""
     lost: tuple[type[BaseException], ...]
     """What a task raises whose worker is gone."""
+    crew: dict[int, Worker]
+    """The workers that were needed so far."""
 
     @abstractmethod
     @contextmanager
-    def opened(self) -> Iterator[None]:
-        """The place is there within the context."""
+    def reached(self) -> Iterator[None]:
+        """The place is there within the context, in which `jobs` is known."""
         yield
 
     @abstractmethod
     def worker(self, number: int) -> Worker:
-        """Returns a new worker in the place of that number."""
+        """Returns a new worker, the one of that number."""
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Workers can be had within the context, behind which they end."""
+        with self.reached():
+            self.crew = {}
+            try:
+                yield
+            finally:
+                for each in self.crew.values():
+                    each.close()
+
+    def submit(self, number: int, task: Task) -> Future[Made]:
+        """Starts a task of the worker of that number."""
+        if number not in self.crew:
+            self.crew[number] = self.worker(number)
+        try:
+            return self.crew[number].submit(task)
+        except self.lost:  # while it had nothing to do
+            self.why_lost(number, RuntimeError())
+            self.crew[number] = self.worker(number)
+            return self.crew[number].submit(task)
+
+    def why_lost(self, number: int, error: BaseException) -> str:
+        """Lets go of a worker that is lost, and returns why it is."""
+        worker = self.crew.pop(number)
+        worker.close()
+        return worker.why_lost(error)
 
 
 # --- this machine ----------------------------------------------------------------------------------
@@ -65,7 +102,7 @@ class Machine(Place):
         self.jobs = jobs
 
     @contextmanager
-    def opened(self) -> Iterator[None]:
+    def reached(self) -> Iterator[None]:
         yield
 
     def worker(self, number: int) -> Worker:
@@ -84,15 +121,24 @@ def _device(number: int) -> str:
 
 
 class Process(Worker):
-    """A process, started with its first task. It ends with the one that started it, however that one ends."""
+    """A process, which ends with the one that started it, however that one ends."""
 
     def __init__(self, threads: int, device: str) -> None:
         context = multiprocessing.get_context("spawn")  # the parent has threads of its own
         self.theirs, self.ours = context.Pipe(duplex=False)
         self.pool = ProcessPoolExecutor(1, context, _begin, (self.theirs, threads, device))
+        self.began = self.pool.submit(os.getpid)
 
-    def submit(self, task: Task) -> Future[dict[str, str]]:
+    def submit(self, task: Task) -> Future[Made]:
         return self.pool.submit(task)
+
+    def why_lost(self, error: BaseException) -> str:
+        if self.began.exception() is None:
+            return super().why_lost(error)
+        return (
+            "its process could not be started; a script that compares with jobs has to do so below "
+            '`if __name__ == "__main__":`, as each process imports it'
+        )
 
     def close(self) -> None:
         self.ours.close()
@@ -140,35 +186,43 @@ class Cluster(Place):
         self.lost = (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError)
 
     @contextmanager
-    def opened(self) -> Iterator[None]:
-        given = {name: value for name, value in os.environ.items() if _passed_on(name)}
-        _knock(self.address)
+    def reached(self) -> Iterator[None]:
+        begun = not self.ray.is_initialized()
+        if begun:
+            self._reach()
         try:
-            self.ray.init(
-                self.address,
-                runtime_env={"env_vars": given},
-                log_to_driver=False,
-                **({"include_dashboard": False} if self.address == "local" else {}),
-            )
-        except (Exception, SystemExit) as error:  # Ray ends the process where nobody answers
-            raise LuthierError(
-                f"no Ray cluster at {self.address}: {(str(error).splitlines() or [type(error).__name__])[0]}"
-            ) from error
-        try:
-            self.jobs = self.wanted or max(1, len([node for node in self.ray.nodes() if node["Alive"]]))
+            self.jobs = self.wanted or len(self._nodes("CPU"))
             yield
         finally:
-            self.ray.shutdown()
+            if begun:
+                self.ray.shutdown()
+
+    def _reach(self) -> None:
+        _knock(self.address)
+        given = {name: value for name, value in os.environ.items() if _passed_on(name)}
+        own = {"include_dashboard": False} if self.address == "local" else {}
+        try:
+            self.ray.init(self.address, runtime_env={"env_vars": given}, log_to_driver=False, **own)
+        except (Exception, SystemExit) as error:  # Ray ends the process where nobody answers
+            told = (str(error).splitlines() or [type(error).__name__])[0]
+            raise LuthierError(f"Ray at {self.address} cannot be reached: {told}") from error
 
     def worker(self, number: int) -> Worker:
-        return RayWorker(self.ray, self._share("CPU"), self._share("GPU"))
+        """A task takes its share of the smallest node, so that it fits every one; of those with GPUs, if any has."""
+        kind = "GPU" if any(self._nodes("GPU")) else "CPU"
+        each = math.ceil(self.jobs / len(self._nodes(kind)))
+        return RayWorker(self.ray, *(_share(min(self._nodes(kind, of)), each) for of in ("CPU", "GPU")))
 
-    def _share(self, kind: str) -> float:
-        """What a task takes of the cluster's cores or GPUs: whole ones where there are enough, and no more than a node
-        has."""
-        alive = [node["Resources"].get(kind, 0.0) for node in self.ray.nodes() if node["Alive"]]
-        share = min(sum(alive) / self.jobs, max(alive, default=0.0))
-        return float(int(share)) if share >= 1 else share
+    def _nodes(self, kind: str, of: str | None = None) -> list[float]:
+        """What the nodes that have some of a kind have of it, or of another one."""
+        alive = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        return [node.get(of or kind, 0.0) for node in alive if node.get(kind)]
+
+
+def _share(there: float, tasks: int) -> float:
+    """Whole cores or GPUs where there are enough."""
+    share = there / tasks
+    return float(int(share)) if share >= 1 else share
 
 
 def _passed_on(name: str) -> bool:
@@ -184,7 +238,7 @@ def _knock(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
-        raise LuthierError(f"no Ray cluster at {address}: {error}") from error
+        raise LuthierError(f"Ray at {address} cannot be reached: {error}") from error
 
 
 class RayWorker(Worker):
@@ -194,7 +248,7 @@ class RayWorker(Worker):
         self.ray, self.cores, self.asked = ray, cores, None
         self.function = ray.remote(_there).options(num_cpus=cores, num_gpus=gpus, max_retries=0)
 
-    def submit(self, task: Task) -> Future[dict[str, str]]:
+    def submit(self, task: Task) -> Future[Made]:
         self.asked = self.function.remote(task, os.getcwd(), max(1, int(self.cores)), named())
         return self.asked.future()
 
@@ -203,7 +257,7 @@ class RayWorker(Worker):
             self.ray.cancel(self.asked, force=True)  # nothing happens to one that has ended
 
 
-def _there(task: Task, folder: str, threads: int, device: str) -> dict[str, str]:
+def _there(task: Task, folder: str, threads: int, device: str) -> Made:
     """A task on a node, as if it were made here."""
     import torch
 

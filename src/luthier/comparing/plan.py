@@ -203,7 +203,7 @@ def _jobs(study: Study, model: str, read: Sourced, method: Method, shapes: Shape
         if fitted.kind == "peft" and run.training.best is not None:
             raise LuthierError(f"{fitted.name} is peft's own model, whose best evaluation is not kept; leave best out.")
         if fitted.kind == "peft":
-            unread = ("noise_scale", "cache_frozen", "cache_folder")
+            unread = ("noise_scale", "cache_frozen")
             run.training.refuse(unread, f"which goes by Luthier's adapters, and {fitted.name} is peft's")
         if fitted.shots:
             new = study.data[read.name].max_new_tokens

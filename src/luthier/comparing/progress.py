@@ -38,6 +38,10 @@ class Bar:
         """A run failed."""
         self._ended(f"{title} failed: {reason}")
 
+    def note(self, text: str) -> None:
+        """Something to know of a run."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def wait(self, title: str) -> None:
         """Another process has what is left."""
         self._move(f"waiting for another process: {title}")
@@ -52,6 +56,17 @@ class Bar:
     def _move(self, text: str) -> None:
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=self.passed, description=text)
+
+
+class Noting(Bar):
+    """What a worker's runner tells: notes, for somebody else to show."""
+
+    def __init__(self, console: Console, total: int, bar: Progress | None) -> None:
+        super().__init__(console, total, bar)
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -134,9 +135,10 @@ def _carried_out(study: Study, out: str | Path, progress: bool, together: int, p
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if study.until_told is not None:
         looks_of(study, folder)
-    failed = runs(planned, console)
-    if study.until_told is not None:
-        failed |= add_seeds(planned, console, runs, started)
+    with place.opened() if place else nullcontext():
+        failed = runs(planned, console)
+        if study.until_told is not None:
+            failed |= add_seeds(planned, console, runs, started)
     found = save(folder)
     markdown.write(folder, found)
     latex.write(folder, found)

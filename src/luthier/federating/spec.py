@@ -69,8 +69,7 @@ APART = [name for name, choice in CHOICES.items() if choice.apart or name == "ca
 """Choices of a run that clients cannot make, or have no use for."""
 
 
-UNREAD = ("pack", "eval_every", "patience", "save_every", "keep", "noise_scale", "report_to", "cache_frozen",
-          "cache_folder")  # fmt: skip
+UNREAD = ("pack", "eval_every", "patience", "save_every", "keep", "noise_scale", "report_to", "cache_frozen")
 """Settings of training that a client in a round does not read: it is measured by the server, and begins its round again
 where it is interrupted."""
 REFUSED = ("quantize", "shard", "best")

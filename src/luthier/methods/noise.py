@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from luthier.core.sites.entering import whole_passes
 from luthier.core.sites.structure import unwrapped
 from luthier.core.sites.tables import token_tables
 
@@ -30,7 +31,8 @@ def noisy(model: nn.Module, size: float, batch: Any) -> Iterator[None]:
 
     hooks = [table.register_forward_hook(add) for table in token_tables(inner)]
     try:
-        yield
+        with whole_passes():  # noise is drawn anew in each
+            yield
     finally:
         for hook in hooks:
             hook.remove()

@@ -27,7 +27,7 @@ from luthier.training.spec import Run
 SPEC = "run.json"
 RESUMED = "resumed"
 """Where the record lists when the run was gone on with, from which step, under which versions."""
-MAY_CHANGE = ("keep", "save_every", "cpu_backend", "device", "cache_folder")
+MAY_CHANGE = ("keep", "save_every", "cpu_backend", "device")
 """Settings of training that a resumed run takes as they are given now."""
 EVERY = "2:"
 """Starts the fingerprint of a base of which every tensor counted."""

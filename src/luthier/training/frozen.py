@@ -16,7 +16,6 @@ from luthier.core.contracts.objective import ALSO
 from luthier.core.errors import LuthierError
 from luthier.core.guard import written
 from luthier.core.locks import Release, lock
-from luthier.core.paths import path_of
 from luthier.core.sites.enterable import below, first_trained
 from luthier.core.sites.entering import BY_TOKEN, Below, entered
 from luthier.core.storage.activations import Activations, room
@@ -106,8 +105,6 @@ def _found(
     dtype = torch.bfloat16 if run.training.cache_frozen == HALF else made.dtype
     rows = (row for part in parts for row in _rows(part))
     kept = Activations(run.folder / FOLDER, rows, made.width, dtype, _about(run, first, record))
-    if run.training.cache_folder is not None:
-        kept.folder = path_of(run.training.cache_folder) / kept.key
     return _with_room(Frozen(None, made, kept), auto)
 
 
@@ -184,12 +181,13 @@ def begun(frozen: Frozen, run: Run, model: Any, steps: tuple[int, int]) -> Itera
     finally:
         kept.close()
         release()
-        if run.training.cache_folder is None and (trained or not holds_run(run.folder)):
+        if trained or not holds_run(run.folder):
             kept.remove()
 
 
 def _opened(run: Run, kept: Activations) -> Release | None:
-    """Opens what is kept, for this process alone; None where another has it, or the disk refuses it, which is told."""
+    """Opens what is kept, for this process alone; None where the disk refuses it, which is told. Raises where numbers
+    would be rounded, for without what is kept they are others."""
     held: Release | None = None
     try:
         with written(str(kept.folder)):
@@ -200,6 +198,8 @@ def _opened(run: Run, kept: Activations) -> Release | None:
         if held is not None:
             kept.remove()
             held()
+        if run.training.cache_frozen == HALF:
+            raise
         warnings.warn(f"{error} The frozen blocks are computed in every epoch.", stacklevel=3)
         return None
     return held

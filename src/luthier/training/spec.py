@@ -41,14 +41,11 @@ class Training:
     pack: bool | None = None
     """Pack the rows of a batch into one stream, so that no padding is computed: the same losses and gradients, sooner.
     Default: where the model allows it."""
-    cache_frozen: Literal["auto", "off", "on", "bfloat16"] = "auto"
-    """Keep what enters the first block with something to train on disk, so that epochs after the first begin there: on,
-    in the dtype of the base, or bfloat16, which rounds it in every epoch. auto is on where rows come again (more than
-    one epoch), a quarter of the blocks are below all that is trained, and it takes no more than half of the free disk
-    and 16 GiB; where it cannot be, auto says why and on is refused."""
-    cache_folder: str | None = None
-    """A folder to keep that in for other runs too, which begin at that block in their first epoch if base, rows and
-    block are the same. Default: the run's own folder, from which it is removed at the end."""
+    cache_frozen: Literal["auto", "off", "on", "bfloat16"] = "off"
+    """Keep what enters the first block with something to train in the run's folder, so that epochs after the first
+    begin there: on, in the dtype of the base, or bfloat16, which rounds it in every epoch. auto is on where rows come
+    again (more than one epoch), a quarter of the blocks are below all that is trained, and it takes no more than half
+    of the free disk and 16 GiB; where it cannot be, auto says why and on is refused. It is removed at the end."""
     lr: float | None = None
     """The peak learning rate. Default: the form's own."""
     schedule: Literal["linear", "cosine", "constant", "cosine_restarts", "polynomial", "wsd", "inverse_sqrt"] = "linear"
@@ -143,8 +140,6 @@ class Training:
                 raise LuthierError(f"{name} is {value}; expected a number above 0.")
         if self.eval_fraction >= 1:
             raise LuthierError("eval_fraction is 1, which leaves no row to train on.")
-        if self.cache_folder is not None and self.cache_frozen == "off":
-            raise LuthierError("cache_folder is where cache_frozen keeps its numbers, and that is off; leave it out.")
         check_schedule(self)
         library = LIBRARIES.get(self.optimizer)
         if library is not None and find_spec(library) is None:

@@ -13,6 +13,7 @@ from luthier.core.adapters.attach import detach
 from luthier.core.adapters.control import acting, disable, disabled, set_acting, tensors, use
 from luthier.core.contracts.objective import Batch
 from luthier.core.errors import LuthierError
+from luthier.core.sites.entering import whole_passes
 from luthier.core.sites.probe import eval_mode
 from luthier.core.storage.folder import adapter_at, adapter_folder
 from luthier.core.storage.store import load
@@ -78,7 +79,7 @@ def _adapted(model: Any, name: str, batch: Batch) -> Tensor:
     before = acting(model)
     use(model, name)
     try:
-        with eval_mode(model):
+        with eval_mode(model), whole_passes():  # it may act below the blocks that are kept
             return model(**batch).logits
     finally:
         set_acting(model, before)

@@ -16,6 +16,10 @@ from luthier.core.sites.packable import CLOSE, COARSE, apart, small_batch
 from luthier.core.sites.probe import eval_mode, run_once
 from luthier.core.sites.structure import Attachment, base_modules, block_lists, unwrapped
 
+WIDE = ("output_router_logits", "output_hidden_states", "output_attentions")
+"""Settings of a configuration by which every block gives something beside the states of tokens."""
+BY_BATCH = {"dynamic", "longrope"}
+"""Kinds of RoPE whose frequencies depend on the longest row of a batch."""
 Outputs = list[tuple[int, Any]]
 """The number of each block that was called, in order, and what left it."""
 
@@ -83,8 +87,8 @@ def below(model: nn.Module, first: int) -> Below | str:
     stack = next(iter(block_lists(inner).values()))
     if not isinstance(inner, PreTrainedModel) or inner.main_input_name != "input_ids":
         return "its rows are no tokens"
-    if getattr(inner.config, "layerdrop", 0):
-        return f"it skips blocks at random (layerdrop {inner.config.layerdrop})"
+    if reason := _of_config(inner.config):
+        return reason
     with torch.random.fork_rng([inner.device] if inner.device.type == "cuda" else []):
         torch.manual_seed(0)
         batch = small_batch(inner)
@@ -94,6 +98,20 @@ def below(model: nn.Module, first: int) -> Below | str:
             raise
         except Exception as error:  # whatever a model says to tokens that it has no use for
             return f"a small batch does not run through it ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+
+
+def _of_config(config: Any) -> str | None:
+    """Why no pass of a model can begin at a block, whatever its weights are."""
+    given = config.get_text_config()
+    wide = [name for name in WIDE if getattr(given, name, False)]
+    told = getattr(given, "rope_parameters", None) or {}
+    ropes = {each.get("rope_type") for each in (told, *told.values()) if isinstance(each, dict)} & BY_BATCH
+    reasons = {
+        f"it skips blocks at random (layerdrop {getattr(given, 'layerdrop', 0)})": getattr(given, "layerdrop", 0),
+        f"it also returns what its lower blocks compute ({', '.join(wide)})": wide,
+        f"its positions go by the longest row of a batch (RoPE {', '.join(map(str, ropes))})": ropes,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def _tried(model: Any, stack: nn.ModuleList, first: int, batch: dict[str, Tensor]) -> Below | str:
@@ -106,7 +124,7 @@ def _tried(model: Any, stack: nn.ModuleList, first: int, batch: dict[str, Tensor
     if not isinstance(one, Tensor) or one.shape[:2] != real.shape or one.requires_grad:
         return "what leaves its blocks is not a vector for each token, from frozen weights"
     if not torch.equal(one[real], two[real]):
-        return "its frozen blocks draw at random (dropout)"
+        return "its frozen blocks compute something else each time (dropout, or kernels that are not deterministic)"
     found = [_shape(output) for _, output in once[:first]]
     if any(each != found[0] for each in found):
         return "its blocks do not all return the same"

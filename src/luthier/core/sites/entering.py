@@ -3,13 +3,15 @@
 To everything but the blocks below, a pass is what it always was: embeddings are looked up, masks made, and the blocks
 below are called and hand on what they were given. Behind the last of them stands what an earlier pass computed there,
 row by row, with zeros where there is padding. A row is known by its tokens alone, so a batch may hold any rows in any
-order; one with a row that is not known runs as it is, and what it computes is kept.
+order; one with a row that is not known runs as it is, and what it computes is kept. Who makes a pass read something
+else than its rows' tokens, or has other adapters act below, says so (`whole_passes`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -25,6 +27,19 @@ TOLD = {
 }  # fmt: skip
 """Arguments of a pass that begins at a block; of these, `BY_TOKEN` decide what enters it."""
 BY_TOKEN = ("input_ids", "token_type_ids")
+
+
+_WHOLE: ContextVar[bool] = ContextVar("passes are whole, and nothing of them is kept", default=False)
+
+
+@contextmanager
+def whole_passes() -> Iterator[None]:
+    """Within the context passes compute all blocks and nothing of them is kept, as of noise on the embeddings."""
+    before = _WHOLE.set(True)
+    try:
+        yield
+    finally:
+        _WHOLE.reset(before)
 
 
 class Kept(Protocol):
@@ -126,7 +141,7 @@ def entered(model: nn.Module, below: Below, kept: Kept) -> Iterator[Entry]:
 def _begin(entry: Entry, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     entry.passes += 1
     entry.places, entry.held = None, {}
-    rows = None if args else rows_of(kwargs)
+    rows = None if args or _WHOLE.get() else rows_of(kwargs)
     if rows is None:
         return
     places = [entry.kept.place(row) for row in rows]

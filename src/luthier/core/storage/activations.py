@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 import warnings
@@ -66,11 +65,6 @@ class Activations:
     def bytes(self) -> int:
         """The size of the numbers of all rows."""
         return int(self._starts[-1])
-
-    @property
-    def key(self) -> str:
-        """Returns a name for what is kept."""
-        return hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:16]
 
     def open(self) -> None:
         """Opens what the folder holds of just this, or begins it anew, with room for all of it.

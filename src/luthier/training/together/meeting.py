@@ -106,7 +106,6 @@ def why_alone(run: Run) -> str | None:
         "noise is added to its embeddings (neftune)": bool(settings.neftune),
         "its batches are padded (pack)": settings.pack is False,
         "its frozen blocks are computed once (cache_frozen)": settings.cache_frozen not in ("auto", "off"),
-        "its frozen blocks are kept (cache_folder)": settings.cache_folder is not None,
         "its base is quantised": settings.quantize is not None,
         "its loss is scaled (float16)": settings.precision == "float16",
         "its base is sharded": settings.shard,
