@@ -204,7 +204,7 @@ def rows_apart(pairs: Sequence[tuple[Record, Record]], draws: np.ndarray, level:
 
     Rows on which methods differ by as much, as by nothing, have redrawn rows without a spread, which proves nothing of
     others: a share d of other rows shows none of them among n with probability (1 - d)^n, and scores of rows from 0 to
-    1 differ by 1 at most. Of scores that are no mean of such rows (Matthews' correlation) nothing is said then.
+    1 differ by 1 at most. Of scores that are not a mean of such rows (Matthews' correlation) nothing is said then.
     """
     found = over_rows(float(draws.mean()) if len(draws) else math.nan, draws, level)
     count, v = _fewest(pairs), found.value

@@ -80,7 +80,7 @@ def gspo(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
 
 
 def _masked_away(given: Inputs) -> str:
-    """A mean over no tokens is no ratio: a datum with advantages would be left out without a word."""
+    """There is no mean over no tokens: a datum with advantages would be left out without a word."""
     if MASK in given and not bool(given[MASK].ne(0).any()) and bool(given["advantages"].ne(0).any()):
         return f"{MASK} is 0 at every token and advantages are not; expected 1 at the tokens that were sampled."
     return ""
