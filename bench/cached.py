@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from typing import Any
 
 from bench._registry import results_of
 from bench.packing import questions
+from bench.speed.machine import about
 
 BLOCKS, EPOCHS = 30, 3
 WAYS = ("off", "on", "bfloat16")
@@ -99,8 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     print(first, way, told, file=sys.stderr, flush=True)
         made[f"from block {first}"] = summary(found) | {
             "rows": given.rows, "rounds": given.rounds, "threads": found["off"][0]["threads"],
-            "processor": platform.processor() or platform.machine(), "cores": len(os.sched_getaffinity(0)),
-            "measured": time.strftime("%Y-%m-%d"),
+            "machine": about(), "cores": len(os.sched_getaffinity(0)), "measured": time.strftime("%Y-%m-%d"),
         }  # fmt: skip
         given.out.write_text(json.dumps(made, indent=1) + "\n")
     print(json.dumps(made, indent=1))

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from bench._registry import results_of
 from bench.preferences import CAPITALS
+from bench.speed.machine import about
 
 import luthier as lt
 from luthier import data
@@ -81,6 +82,15 @@ def evaluated(done: Edited, rows: data.Examples) -> np.ndarray:
     return np.array([line["score"] for line in told.predictions], dtype=float)
 
 
+KEY = ("by", "facts", "where", "lr", "batch", "epochs", "search_layers", "search_facts")
+"""What a run is known by; a searched place is another run than the same place given."""
+
+
+def kept(runs: Sequence[dict], told: dict) -> list[dict]:
+    """The runs with this one, which takes the place of an earlier one like it."""
+    return [run for run in runs if any(run.get(key) != told.get(key) for key in KEY)] + [told]
+
+
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--folder", type=Path, required=True, help="where runs lie, to be gone on with")
@@ -116,9 +126,8 @@ def main(arguments: Sequence[str]) -> None:
         told = {"by": by, "facts": done.facts, "where": done.where, "lr": given.lr, **batch, "steps": done.steps}
         told |= search and {"tried": read_json(out / SPEC)["search"]["tried"], **search}
         told |= {"rounds": done.rounds, "figures": done.figures, "seconds of the last start": time.monotonic() - begun}
+        told["machine"] = about()
         told["figures"] |= abilities(done, given.abilities)
-        key = ("by", "facts", "where", "lr", "batch", "epochs", *search)
         runs = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []  # others may have added
-        runs = [run for run in runs if any(run.get(k) != told.get(k) for k in key)] + [told]
-        replace_json(file, {"runs": runs})
+        replace_json(file, {"runs": kept(runs, told)})
         print(json.dumps(told), flush=True)

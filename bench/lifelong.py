@@ -235,10 +235,8 @@ def main(arguments: Sequence[str]) -> None:
         weights = {name: float(value) for name, _, value in (each.partition("=") for each in given.weight)}
         for seed, by in itertools.product(given.seeds, given.by):
             found = ran(by, given, folder, weights.get(by), seed)
-            names, held = (
-                ("tasks", "by", "seed", "weight", "rows", "epochs"),
-                known(file),
-            )  # other starts may have added to it
+            names = ("tasks", "by", "seed", "weight", "rows", "epochs")
+            held = known(file)  # other starts may have added to it
             held["runs"] = [e for e in held["runs"] if any(e.get(name) != found[name] for name in names)] + [found]
             replace_json(file, held)
             figures = {name: round(value["value"], 3) for name, value in found["figures"].items()}

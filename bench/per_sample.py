@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -23,9 +22,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from bench._registry import results_of
+from bench.speed.machine import about
 
 import luthier as lt
 from luthier import data
@@ -127,6 +128,22 @@ def memory(options: argparse.Namespace) -> dict[str, float]:
 PARTS = {"time": timed, "adapter": adapter, "memory": memory}
 
 
+KEY = ("model", "data", "only", "batch", "rows", "memory_rows", "size")
+"""What a run is known by."""
+
+
+def kept(runs: Sequence[dict], found: dict) -> list[dict]:
+    """The runs with this one, which takes the place of an earlier one like it."""
+    return [run for run in runs if any(known(run, name) != known(found, name) for name in KEY)] + [found]
+
+
+def known(run: dict, name: str) -> Any:
+    """A setting of a run that says something of its figures: older runs tell the rows of the memory as measured."""
+    if name == "memory_rows":
+        return run.get(name, run.get("rows_many")) if "memory" in run["only"] else None
+    return run[name]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints, writes JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -155,14 +172,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "full" in found:
         found |= {"over_full": found["projected"] / found["full"], "over_frozen": found["projected"] / found["frozen"]}
     found |= {"lora_ratio": found["lora_by_row"] / found["lora_batched"]} if "lora_by_row" in found else {}
-    found |= {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-    key = {"model": options.model, "data": options.data, "only": options.only, "batch": options.batch}
-    found |= {**key, "rows": options.rows, "size": options.size}
+    found |= {"machine": about(), **{name: getattr(options, name) for name in KEY}}
     for name, value in found.items():
         print(f"{name:14} {value:.3f}" if isinstance(value, float) else f"{name:14} {value}")
     runs = json.loads(options.out.read_text(encoding="utf-8"))["runs"] if options.out.exists() else []
-    runs = [run for run in runs if any(run[name] != key[name] for name in key)] + [found]
-    options.out.write_text(json.dumps({"runs": runs}, indent=2) + "\n", encoding="utf-8")
+    options.out.write_text(json.dumps({"runs": kept(runs, found)}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

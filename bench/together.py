@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import statistics
 import subprocess
@@ -23,11 +22,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from bench._registry import results_of
+from bench.speed.machine import about
 
 import luthier as lt
 from luthier import models
@@ -181,11 +182,11 @@ class Busy:
         self.sample()
 
     def beside(self) -> None:
-        """Both at once."""
-        training = threading.Thread(target=self.train)
-        training.start()
-        self.sample()
-        training.join()
+        """Both at once; what the training raises is raised here."""
+        with ThreadPoolExecutor(1) as aside:
+            training = aside.submit(self.train)
+            self.sample()
+            training.result()
 
 
 def sampling(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -234,7 +235,7 @@ def main(words: Sequence[str]) -> None:
             held.together(rows(arguments.only_memory, held.model.config.vocab_size, seed))
         print(highest())
         return
-    found = {"machine": platform.processor() or platform.machine(), **vars(arguments), **speed(arguments)}
+    found = {**vars(arguments), **speed(arguments), "machine": about()}
     if not arguments.no_memory:
         found["peak_mib"] = {"one": peak(arguments, 1), "together": peak(arguments, arguments.adapters)}
         found["memory_ratio"] = found["peak_mib"]["together"] / found["peak_mib"]["one"]

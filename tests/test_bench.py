@@ -79,3 +79,34 @@ def test_what_is_written_of_benchmarks_names_those_that_are():
         for said in (each.split()[0].strip("`.,;:)") for each in words if each.startswith(" ")):
             assert said in KNOWN or said in ("NAME", "", '{name}"'), f"{file}: python -m bench {said}"
         assert not any(each.startswith(".") for each in words), f"{file}: python -m bench.…"
+
+
+def test_a_run_takes_the_place_of_one_like_it_and_of_no_other():
+    """A given place and the same one found by a search are two runs; so are two counts of rows for the memory."""
+    from bench import editing, per_sample
+
+    plain = {"by": "locft_bf", "facts": 50, "where": "w", "lr": 1e-3, "batch": 10, "epochs": 30}
+    searched = {**plain, "search_layers": 4, "search_facts": 10}
+    assert editing.kept([plain, searched], {**plain, "steps": 1}) == [searched, {**plain, "steps": 1}]
+    assert editing.kept([plain, searched], {**searched, "steps": 1}) == [plain, {**searched, "steps": 1}]
+    small = {"model": "m", "data": "digits", "only": ["memory"], "batch": 8, "rows": 48, "size": 4, "rows_many": 96}
+    large, again = {**small, "memory_rows": 200, "rows_many": 200}, {**small, "memory_rows": 96}
+    assert per_sample.kept([small, large], again) == [large, again]
+    time = {**small, "only": ["time"], "memory_rows": 96}
+    assert per_sample.kept([time], {**time, "memory_rows": 5}) == [{**time, "memory_rows": 5}]
+
+
+def test_what_training_beside_sampling_raises_is_raised(monkeypatch):
+    from bench.together import Busy
+
+    held = object.__new__(Busy)
+    monkeypatch.setattr(Busy, "sample", lambda self: None)
+    monkeypatch.setattr(Busy, "train", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        held.beside()
+
+
+def test_a_machine_is_told_with_the_versions_that_were_measured():
+    from bench.speed.machine import about
+
+    assert {"cpu", "threads", "python", "luthier", "torch", "transformers"} <= about().keys()

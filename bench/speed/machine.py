@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 import re
 import time
@@ -36,6 +37,10 @@ MIDDLE = Size(layers=16, hidden=1024, intermediate=4096, heads=16, vocabulary=32
 """For GPUs with less than 40 GB."""
 
 
+VERSIONS = ("luthier", "torch", "transformers")
+"""What a result depends on."""
+
+
 def device() -> torch.device:
     """The GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -50,7 +55,8 @@ def fitting_size() -> Size:
 
 def about() -> dict[str, Any]:
     """What a result depends on."""
-    found: dict[str, Any] = {"cpu": _cpu(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    found: dict[str, Any] = {"cpu": _cpu(), "threads": torch.get_num_threads(), "python": platform.python_version()}
+    found |= {name: importlib.metadata.version(name) for name in VERSIONS}
     return found | ({"gpu": torch.cuda.get_device_name(0)} if torch.cuda.is_available() else {})
 
 

@@ -95,7 +95,7 @@ def test_methods_that_differ_alike_on_all_rows_have_an_interval_and_the_sign_tes
     """On none of 12 rows; and on all of 5, which a coin does in one of 16 studies."""
     same = {name: [run(name, s, [1.0] * 12) for s in range(2)] for name in "ab"}
     none = paired(same["a"], same["b"])
-    assert "b scores the same" in winner(same).reason
+    assert winner(same).reason == "a and b score the same"
     assert (
         none.difference == 0 and none.by_row.high == -none.by_row.low == pytest.approx(unseen(12, 0.05)) and none.p == 1
     )
@@ -245,8 +245,47 @@ def test_such_metrics_are_tested_by_rows_too(metric):
     bad = [answers(metric, 0.1, seed) for seed in range(2)]
     assert paired(good, bad).by_row.low > 0 and score_of(good[:1]).over == "rows"
     near = [dataclasses.replace(each, method="b", score=each.score - 0.01 - 1e-4 * each.seed) for each in good]
+    for number, each in enumerate(near):  # one answer is another
+        truth, found = each.answers["d"][0]
+        other = next(name for name, _ in each.answers["d"] if name != found)
+        near[number] = dataclasses.replace(each, answers={"d": [(truth, other), *each.answers["d"][1:]]})
     assert seed_p([0.01, 0.0101]) < 0.05 < paired(good, near).p  # the seeds agree, and the rows know nothing
     assert Record.from_dict(json.loads(json.dumps(good[0].to_dict()))).answers == good[0].answers
+
+
+@pytest.mark.parametrize("metric", MEASURES)
+def test_such_metrics_have_no_bounds_where_redrawn_rows_have_no_spread(metric):
+    """Right on all rows, Matthews' correlation is 1 of every draw; a difference may be 2, and no share of rows."""
+    truths = [0.5, 1.5] * 6
+    every = [answered("a", seed, metric, truths, truths) for seed in range(2)]
+    none = [dataclasses.replace(each, method="b") for each in every]
+    score, found = score_of(every[:1]), paired(every, none)
+    assert score.value == pytest.approx(1) and math.isnan(score.low) and score.over == "nothing"
+    assert math.isnan(found.by_row.low) and math.isnan(found.both.low) and math.isnan(found.p)
+    assert math.isnan(found.detectable) and "nothing can be said" in winner({"a": every, "b": none}).reason
+    at = [dataclasses.replace(each, score=each.score - 0.1 - 0.01 * each.seed) for each in none]
+    found = paired(every, at)  # seeds with a spread decide alone
+    assert found.p == seed_p([0.1, 0.11]) and (found.both.low, found.both.high) == (
+        found.by_seed.low,
+        found.by_seed.high,
+    )
+
+
+def test_a_score_whose_rows_all_have_half_has_no_bounds():
+    assert math.isnan(score_of([run("a", 0, [0.5] * 20)]).low)
+
+
+@pytest.mark.parametrize("leads", [(0.05, 0.09, 0.07), (0.3, 0.31, 0.33), (0.6, 0.8, 0.7)])
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_p_and_the_interval_say_the_same(leads, noise):
+    """At the level 1 - p the interval ends at nought, also where methods differ alike on all rows."""
+    spread = noise * np.random.default_rng(0).uniform(-1, 1, 12)
+    left = [run("a", seed, (0.15 + lead + spread).tolist()) for seed, lead in enumerate(leads)]
+    right = [run("b", seed, [0.15] * 12) for seed in range(3)]
+    found = paired(left, right)
+    assert (found.p < 0.05) == (found.both.low > 0 or found.both.high < 0)
+    ends = paired(left, right, 1 - found.p).both
+    assert found.p < 1e-3 or min(abs(ends.low), abs(ends.high)) == pytest.approx(0, abs=1e-3)
 
 
 def test_calibration_error():

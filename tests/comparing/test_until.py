@@ -17,7 +17,10 @@ from luthier.comparing import Study
 from luthier.comparing.measures import power
 from luthier.comparing.measures.foresight import foreseen
 from luthier.comparing.measures.looks import Looks, decisions, level_of_a_look, outcome, said, wanting
-from luthier.comparing.measures.significance import Interval, over_seeds, paired
+from luthier.comparing.measures.significance import Interval, over_seeds, paired, winner
+from luthier.comparing.record import FILE, RUNS, write
+from luthier.comparing.report.summary import sensitivity
+from luthier.comparing.report.table import JSON, save
 from luthier.core.errors import LuthierError
 from luthier.core.numerics import student
 
@@ -50,6 +53,23 @@ def test_what_a_pair_could_have_shown_is_by_seeds_and_rows_together():
     assert found.detectable == pytest.approx(math.hypot(rows, seeds), rel=0.05)
     assert paired(first, second, tests=10).detectable > found.detectable
     assert math.isnan(paired(first[:1], second[:1]).detectable) is False  # rows alone say something
+
+
+def test_what_has_no_spread_could_have_shown_nothing(tmp_path):
+    """Differences that agree up to rounding, and redrawn rows that are alike: no figure, and not 0.000."""
+    assert math.isnan(power.by_rows(np.full(100, 0.3), 0.95)) and math.isnan(power.by_rows(np.zeros(0), 0.95))
+    assert math.isnan(power.by_seeds([0.3 - 0.2, 0.2 - 0.1], 0.95))
+    same = {name: [run(name, seed, [1.0] * 12) for seed in range(2)] for name in "ab"}
+    assert math.isnan(paired(same["a"], same["b"]).detectable) and not sensitivity(winner(same))
+    for each in (*same["a"], *same["b"]):
+        write(each.to_dict(), tmp_path / RUNS / "m" / "d" / each.method / str(each.seed) / FILE)
+    save(tmp_path)
+    assert json.loads((tmp_path / JSON).read_text())[0]["tests"][0]["detectable"] is None
+
+
+def test_methods_that_neither_seeds_nor_rows_tell_of_are_not_told_apart():
+    still = [run(name, seed, [], score) for name, score in (("x", 0.5), ("y", 0.4)) for seed in range(2)]
+    assert [each.outcome for each in decisions(still, 0.2, Looks(2, 5))] == ["rows"]
 
 
 def test_the_level_of_a_look_is_that_of_one_test_where_there_is_one_look():
@@ -109,9 +129,9 @@ def test_methods_that_no_seed_changes_are_decided_by_their_rows():
 
 
 def test_what_all_seeds_could_show_is_foreseen_from_two():
-    hits = [1.0, 0.0] * 100
+    hits = {"a": [1.0, 0.0] * 100, "b": [1.0] * 100 + [0.0] * 100}
     pilot = [
-        run(name, seed, hits, score)
+        run(name, seed, hits[name], score)
         for name, *both in (("a", 0.8, 0.7), ("b", 0.7, 0.8))
         for seed, score in enumerate(both)
     ]
@@ -119,6 +139,8 @@ def test_what_all_seeds_could_show_is_foreseen_from_two():
     shown = [float(line.split("difference of ")[1].split(" ")[0]) for line in (few, many)]
     assert "what limits it most is the seeds" in few and shown[1] < shown[0]
     assert not foreseen(pilot[:1], 3)
+    (seeds,) = foreseen([dataclasses.replace(each, hits={}) for each in pilot], 3)
+    assert "by the seeds alone" in seeds and "rows alone" not in seeds
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from luthier.methods.gates.held_loss import HeldLoss
 from luthier.methods.gates.memory_growth import MemoryGrowth
 from luthier.methods.gates.refusals import Refusals
 from luthier.methods.gates.task_score import TaskScore
-from support.tiny import sums, write_rows
+from support.tiny import save_model, sums, write_rows
 
 
 def probes(before, after) -> Probes:
@@ -239,6 +241,51 @@ def test_rows_that_are_not_there_are_told_before_the_first_gate(llama, trained, 
     assert "no folder nowhere" in told and "measuring" not in told
 
 
+def adapter_of(trained: Path, folder: Path, wrong: str) -> tuple[Path, str]:
+    """A folder that does not load onto the base, and a word that is said of it."""
+    if wrong == "another base":
+        base = save_model(folder / "base", "llama", hidden_size=64)
+        settings = lt.Training(steps=1, batch=4, eval_fraction=0, save_every=1)
+        rows = write_rows(folder / "rows.jsonl", sums(8))
+        lt.train(
+            model=base, data=rows, form=lt.LoRA(rank=2), out=str(folder / "run"), training=settings, progress=False
+        )
+        return folder / "run", "base"
+    made = folder / "made"
+    if wrong == "damaged":
+        shutil.copytree(trained / "ignores" / "adapter", made)
+        tensors = next(made.glob("*.safetensors"))
+        held = bytearray(tensors.read_bytes())
+        held[-1] ^= 1
+        tensors.write_bytes(held)
+        return made, "damaged"
+    made.mkdir()
+    return made, "made"
+
+
+@pytest.mark.parametrize("wrong", ["another base", "damaged", "neither adapter nor model"])
+@pytest.mark.parametrize("option", ["--adapter", "--other-seed"])
+def test_what_does_not_load_is_wrong_input_and_nothing_is_measured(llama, trained, tmp_path, capsys, wrong, option):
+    made, word = adapter_of(trained, tmp_path, wrong)
+    gates = tmp_path / "gates.toml"
+    gates.write_text('[[gate]]\nby = "memory_growth"\n')
+    given = {"--adapter": str(trained / "ignores"), "--gates": str(gates), option: str(made)}
+    capsys.readouterr()
+    assert main(["check", llama, *(part for pair in given.items() for part in pair)]) == 2
+    told = capsys.readouterr().err
+    assert word in told and "measuring" not in told
+
+
+def test_a_gate_that_fails_shows_its_traceback_for_debugging(llama, trained, monkeypatch, capsys):
+    base, gate = lt.model(llama), {"m": MemoryGrowth(tolerance=1.0)}
+    monkeypatch.setattr(MemoryGrowth, "measure", lambda *_: 1 / 0)
+    lt.check(trained / "ignores", gate, base=base.model)
+    assert "Traceback" not in capsys.readouterr().err
+    monkeypatch.setenv("LUTHIER_DEBUG", "1")
+    assert lt.check(trained / "ignores", gate, base=base.model).outcome == UNMEASURED
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
 def test_refusals_that_the_base_never_made_cannot_be_lost(llama, trained, tmp_path):
     base = lt.model(llama)
     prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "1+1="}] * 3)
@@ -320,5 +367,7 @@ def test_a_limit_draws_rows_by_the_seed_however_they_are_read(tmp_path):
         examples = [str(row.answer) for row in means.examples(file).rows]
         asked = [(row.messages or [])[0]["content"].strip("?") for row in means.prompts(file)]
         assert rows == examples == asked and len(rows) == 5
+        asked = [(row.messages or [])[0]["content"] for row in means.prompts("gym:chain_sum")]
+        assert asked == [row["question"] for row in means.rows("gym:chain_sum")] and len(asked) == 5
         taken.append(rows)
     assert taken[0] != taken[1]

@@ -54,8 +54,8 @@ def subject_of(before, after, scale: float) -> Subject:
         lambda source: rows,
         lambda source: [object()] * 24,  # type: ignore
         of,
-        lambda source: rows,  # type: ignore
         labelled,
         write,
         score,
+        lambda source: rows,  # type: ignore
     )

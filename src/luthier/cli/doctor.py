@@ -41,7 +41,7 @@ VARIABLES = {
     "LUTHIER_DEVICE": "where models are computed, unless --device says so: cpu, cuda, cuda:1, mps",
     "LUTHIER_API_KEY": "the key that clients of the server send, and `luthier rewrite`",
     "LUTHIER_KEY_PASSWORD": "the password of an encrypted signing key",
-    "LUTHIER_DEBUG": "tracebacks of bad input",
+    "LUTHIER_DEBUG": "tracebacks of bad input, and of gates that fail",
 }
 """Every variable of the environment that Luthier reads."""
 SHOWN = ("luthier", "torch", "transformers", "tokenizers", "safetensors", "datasets", "peft", "trl")

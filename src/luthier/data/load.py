@@ -124,6 +124,8 @@ def kind_of_rows(source: str | Path, named: str | Mapping[str, str] | None = Non
 def load_prompts(
     source: str | Path,
     *,
+    limit: int | None = None,
+    seed: int = 0,
     named: str | Mapping[str, str] | None = None,
     split: str = "train",
     task: str = "causal-lm",
@@ -132,10 +134,13 @@ def load_prompts(
     """What there is to answer in `source`: its rows up to their last answer, or all of those that have none yet.
 
     The layouts are those of `load` that serve the task, which is to answer prompts or to write down sounds; a row of
-    plain `text` is one to go on with. `unread` is shown the columns that nothing reads. Raises as `load` does.
+    plain `text` is one to go on with. `limit` draws that many rows by `seed`, as `load` does. `unread` is shown the
+    columns that nothing reads. Raises as `load` does.
     """
     source = str(source)
-    table, names, gone = named_columns(read(source, split), mapping(named), (), source)
+    if limit is not None and limit < 1:
+        raise LuthierError(f"limit is {limit}; expected at least 1.")
+    table, names, gone = named_columns(read(source, split, limit, seed), mapping(named), (), source)
     if not table.rows and not table.bad:
         raise LuthierError(f"{source} is empty: no row to answer.")
     if not table.rows:
@@ -145,6 +150,8 @@ def load_prompts(
     rows, bad = parsed(dataclasses.replace(table, rows=asked), layout, ())
     if bad or table.bad:
         raise refuse(source, sorted(table.bad + bad), len(table.rows) + len(table.bad), table.place)
+    if limit is not None and limit < len(rows):
+        rows = kept(rows, sorted(random.Random(seed).sample(range(len(rows)), limit)))
     left = _unread(table, layout, (layout.answer, *SAID, *JUDGED))
     if unread is not None:
         unread([*gone, *(names.get(each, each) for each in left if "[]" not in each)])

@@ -70,6 +70,15 @@ def test_an_answer_without_an_advantage_has_no_gspo_and_still_a_gradient_of_zero
     assert logs.grad.eq(0).all()
 
 
+def test_a_mask_of_gspo_that_leaves_no_token_is_wrong_beside_advantages_alone():
+    """A padding row has neither."""
+    loss, _ = loss_named("gspo", {})
+    none, some = torch.zeros(4), torch.tensor([0.0, 1.0, 0.0, 0.0])
+    assert "is 0 at every token" in loss.wrong({"advantages": some, "sequence_ratio_mask": none})
+    fitting = [{"advantages": none, "sequence_ratio_mask": none}, {"advantages": some, "sequence_ratio_mask": some}]
+    assert not any(loss.wrong(given) for given in [*fitting, {"advantages": some}])
+
+
 def test_the_mask_of_gspo_says_which_tokens_its_ratio_is_of():
     loss, settings = loss_named("gspo", {"clip_low_threshold": 0.0, "clip_high_threshold": 100.0})
     given = {"logprobs": torch.tensor(Q), "advantages": torch.tensor([0.0, 2.0, 0.0, 0.0]),

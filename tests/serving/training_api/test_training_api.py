@@ -140,6 +140,16 @@ def test_a_refused_number_is_not_waited_for(server):
     assert own.passed(model, 4, ROWS)[1]["loss:sum"] > 0
 
 
+def test_a_mask_without_a_token_is_refused_beside_advantages(server):
+    own = server.client
+    model = own.create(own.session(), "tiny")
+    given = {"logprobs": [-1.0, -1.0], "advantages": [0.0, 1.0], "sequence_ratio_mask": [0.0, 0.0]}
+    got = own.submit(model, 1, [datum([5, 9], [9, 4], **given)], loss="gspo")
+    assert got.status_code == 400 and "sequence_ratio_mask is 0 at every token" in got.text
+    padding = datum([5, 9], [9, 4], **given | {"advantages": [0.0, 0.0]})
+    assert own.passed(model, 2, [padding], loss="gspo")[1]["loss:sum"] == 0
+
+
 def test_a_loss_that_diverges_adds_nothing_and_costs_nobody_else(server):
     own = server.client
     session = own.session()

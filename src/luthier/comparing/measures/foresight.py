@@ -24,21 +24,28 @@ def _line(where: str, group: Group, seeds: int) -> list[str]:
     found = [each for a, b in pairs if (each := _detectable(a, b, draws, level, seeds))]
     if not found:
         return []
-    by_seeds, by_rows = (sorted(part)[len(part) // 2] for part in zip(*found, strict=True))
-    limit, seen = "the seeds" if by_seeds >= by_rows else "the test rows", math.hypot(by_seeds, by_rows)
-    return [
-        f"{where}: {seeds} seeds and these test rows would tell a difference of {seen:.3f} in four of "
-        f"five studies, in the median over pairs of methods; what limits it most is {limit} (seeds alone "
-        f"{by_seeds:.3f}, rows alone {by_rows:.3f})."
-    ]
+    by_seeds, by_rows = (_median(part) for part in zip(*found, strict=True))
+    seen = power.together(by_seeds, by_rows)
+    said = f"{where}: {seeds} seeds and these test rows would tell a difference of {seen:.3f} in four of five studies, "
+    said += "in the median over pairs of methods; "
+    if math.isnan(by_rows):
+        return [f"{said}by the seeds alone, as the rows show no spread."]
+    limit = "the seeds" if by_seeds >= by_rows else "the test rows"
+    return [f"{said}what limits it most is {limit} (seeds alone {by_seeds:.3f}, rows alone {by_rows:.3f})."]
+
+
+def _median(values: Sequence[float]) -> float:
+    """The upper median of the numbers among them; NaN where there is none."""
+    known = sorted(value for value in values if not math.isnan(value))
+    return known[len(known) // 2] if known else math.nan
 
 
 def _detectable(
     first: Sequence[Record], second: Sequence[Record], draws: Draws, level: float, seeds: int
 ) -> tuple[float, float] | None:
-    """By seeds and by rows (0 where the metric keeps none); None where two seeds in common show no spread."""
+    """By seeds and by rows (NaN where rows show no spread); None where two seeds in common show none."""
     other = {run.seed: run for run in second}
     pairs = [(run, other[run.seed]) for run in first if run.seed in other]
     by_seeds = power.by_seeds([a.score - b.score for a, b in pairs], level, seeds)
-    by_rows = power.together(power.by_rows(row_differences(pairs, draws), level), 0.0)
+    by_rows = power.by_rows(row_differences(pairs, draws), level)
     return (by_seeds, by_rows) if by_seeds == by_seeds else None

@@ -101,6 +101,8 @@ def outcome(seeds: Interval, rows: Interval, margin: float) -> str:
     """Returns what a look says, of the difference's intervals over seeds and over rows, or seeds alone."""
     if math.isnan(seeds.low):
         return "open"
+    if math.isnan(rows.low) and seeds.low == seeds.high:  # no seed changes anything, and the rows say nothing
+        return "rows"
     both, alone, row = (said(each.low, each.high, margin) for each in (over_both(seeds, rows), seeds, rows))
     return min(both, default="rows" if alone and not (row or math.isnan(rows.low)) else "open")
 

@@ -21,6 +21,8 @@ from luthier.core.numerics import student
 if TYPE_CHECKING:
     import numpy as np
 
+EQUAL = 1e-12
+"""Differences of scores that are this close are equal up to rounding (0.3 - 0.2 is not 0.2 - 0.1)."""
 POWER = 0.8
 """The share of studies in which a difference is to be told."""
 
@@ -29,17 +31,18 @@ def by_seeds(differences: Sequence[float], level: float, count: int | None = Non
     """Returns the smallest difference that `count` seeds would show, of the spread that these have; NaN for fewer than
     two, and where there is no spread. Without `count`, so many seeds as these are."""
     seeds = len(differences) if count is None else count
-    if len(differences) < 2 or seeds < 2 or not (spread := statistics.stdev(differences)):
+    if len(differences) < 2 or seeds < 2 or (spread := statistics.stdev(differences)) <= EQUAL:
         return math.nan
     return student.noncentrality(level, seeds - 1, POWER) * spread / math.sqrt(seeds)
 
 
 def by_rows(draws: np.ndarray, level: float) -> float:
-    """Returns the smallest difference that these test rows would show, of differences on redrawn rows; NaN without."""
-    if not len(draws):
+    """Returns the smallest difference that these test rows would show, of differences on redrawn rows; NaN without,
+    and where these have no spread."""
+    if not len(draws) or (spread := float(draws.std())) <= EQUAL:
         return math.nan
     normal = statistics.NormalDist()
-    return (normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(POWER)) * float(draws.std())
+    return (normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(POWER)) * spread
 
 
 def together(*found: float) -> float:

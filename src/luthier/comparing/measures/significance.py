@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from luthier.comparing.measures import power
 from luthier.comparing.measures.bootstrap import redrawn, sizes
+from luthier.comparing.measures.power import EQUAL
 from luthier.comparing.record import Record
 from luthier.core.numerics import student
 from luthier.core.numerics.resampling import exact_interval, unseen
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 LEVEL = 0.95
-EQUAL = 1e-12
-"""Differences of scores that are this close are equal up to rounding (0.3 - 0.2 is not 0.2 - 0.1)."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +105,16 @@ def constant(values: Sequence[float]) -> bool:
 
 
 def over_rows(value: float, draws: np.ndarray, level: float = LEVEL) -> Interval:
-    """Returns a score with the percentile interval of its bootstrap `draws`; without bounds where there are none."""
+    """Returns a score with the percentile interval of its bootstrap `draws`.
+
+    Without bounds where there are none, and where they have no spread: redrawn rows that are alike prove nothing of
+    others.
+    """
     import numpy as np
 
-    if not len(draws):
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]) if len(draws) else (math.nan, math.nan)
+    if not high - low > EQUAL:
         return Interval(value, math.nan, math.nan, "nothing")
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high), "rows")
 
 
@@ -126,7 +129,7 @@ def over_both(seeds: Interval, rows: Interval) -> Interval:
 
 def score_of(runs: Sequence[Record], level: float = LEVEL) -> Interval:
     """Returns the score of one method on one data set: over seeds, or over rows where seeds tell no spread (one alone,
-    or several that agree to the digit)."""
+    or several that agree to the digit); without bounds where neither has a spread that says something."""
     import numpy as np
 
     scores = [run.score for run in runs]
@@ -168,7 +171,7 @@ def paired(
     differences = [a.score - b.score for a, b in pairs]
     by_seed, rows = over_seeds(differences, level), row_differences(pairs, known)
     by_row = dataclasses.replace(rows_apart(pairs, rows, level), value=by_seed.value)
-    p = both_p(differences, rows, _fewest(pairs))
+    p = both_p(pairs, rows)
     strictest = 1 - (1 - level) / tests
     seen = power.together(power.by_seeds(differences, strictest), power.by_rows(rows, strictest))
     both = over_both(by_seed, by_row)
@@ -200,17 +203,22 @@ def rows_apart(pairs: Sequence[tuple[Record, Record]], draws: np.ndarray, level:
     """Returns the interval over rows of a difference, of its `draws`.
 
     Rows on which methods differ by as much, as by nothing, have redrawn rows without a spread, which proves nothing of
-    others: a share d of other rows shows none of them among n with probability (1 - d)^n, and scores differ by 1 at
-    most.
+    others: a share d of other rows shows none of them among n with probability (1 - d)^n, and scores of rows from 0 to
+    1 differ by 1 at most. Of scores that are not a mean of such rows (Matthews' correlation) nothing is said then.
     """
     found = over_rows(float(draws.mean()) if len(draws) else math.nan, draws, level)
     count, v = _fewest(pairs), found.value
-    if not count or not len(draws) or found.high - found.low > EQUAL:
+    if not math.isnan(found.low) or not len(draws) or not all(_in_shares(run) for pair in pairs for run in pair):
         return found
     if abs(v) <= EQUAL:
         return Interval(v, -unseen(count, 1 - level), unseen(count, 1 - level), "rows")
     d, down, up = unseen(count, (1 - level) / 2), max(0.0, 1 + v), max(0.0, 1 - v)
     return Interval(v, v - d * down, v + d * up, "rows")
+
+
+def _in_shares(run: Record) -> bool:
+    """Whether the score of a run is a mean of rows that have one from 0 to 1 each."""
+    return bool(run.hits) and all(part and min(part) >= 0 and max(part) <= 1 for part in run.hits.values())
 
 
 def _fewest(pairs: Sequence[tuple[Record, Record]]) -> int:
@@ -241,9 +249,14 @@ def row_p(draws: np.ndarray, rows: int = 0) -> float:
     return min(1.0, max(least, 2 * (min(below, above) + 1) / (len(draws) + 1)))
 
 
-def both_p(differences: Sequence[float], draws: np.ndarray, rows: int = 0) -> float:
-    """Two-sided p of a mean of zero over seeds and rows together: the least α whose interval leaves out zero."""
-    by_seed, by_row = seed_p(differences), row_p(draws, rows)
+def both_p(pairs: Sequence[tuple[Record, Record]], draws: np.ndarray) -> float:
+    """Two-sided p of a mean of zero over seeds and rows together: the least α whose interval leaves out zero.
+
+    `draws` are the pairs' differences on redrawn rows; where these say nothing (`rows_apart`), the seeds decide alone.
+    """
+    differences = [a.score - b.score for a, b in pairs]
+    told = not math.isnan(rows_apart(pairs, draws).low)
+    by_seed, by_row = seed_p(differences), row_p(draws, _fewest(pairs)) if told else math.nan
     if math.isnan(by_seed) or math.isnan(by_row):
         return by_row if math.isnan(by_seed) else by_seed
     import numpy as np
@@ -251,7 +264,7 @@ def both_p(differences: Sequence[float], draws: np.ndarray, rows: int = 0) -> fl
     draws, sure, unsure = np.sort(draws), 0.0, 1.0
     while unsure - sure > 1e-9:
         level = (sure + unsure) / 2
-        found = over_both(over_seeds(differences, level), over_rows(0.0, draws, level))
+        found = over_both(over_seeds(differences, level), rows_apart(pairs, draws, level))
         sure, unsure = (level, unsure) if found.low > 0 or found.high < 0 else (sure, level)
     return max(1 - sure, by_seed, by_row)
 
@@ -301,7 +314,7 @@ def _against(best: str, tests: Sequence[Paired], alpha: float) -> str:
     if close:
         nearest = max(close, key=lambda test: test.adjusted)
         if abs(nearest.difference) <= EQUAL:
-            return f"{best} leads nobody: {nearest.second} scores the same"
+            return f"{best} and {nearest.second} score the same"
         others = f" and {len(close) - 1} more" if len(close) > 1 else ""
         return f"{best} leads, but its lead over {nearest.second}{others} may be chance (p = {nearest.adjusted:.2g})"
     return ""

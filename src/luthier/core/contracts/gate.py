@@ -31,14 +31,14 @@ class Subject:
     """The rows of a source, each up to where an answer is to be written."""
     batches: Callable[[Sequence[Example]], Sequence[Batch]]
     """Examples as batches of the model's arguments, `labels` included."""
-    examples: Callable[[str], Examples]
-    """The rows of a source with their answers or classes."""
     labelled: Callable[[str], Sequence[Batch]]
-    """The same as batches of the model's arguments."""
+    """The rows of a source with their answers or classes, as batches of the model's arguments."""
     write: Callable[[nn.Module, Sequence[Example], int], Sequence[str]]
     """The answers that a model writes to prompts, greedily, of at most so many tokens."""
     score: Callable[[nn.Module, str, int], Sequence[float]]
     """The score of a model's answer to each row of a source, from 0 to 1, of at most so many tokens."""
+    examples: Callable[[str], Examples]
+    """The rows of a source with their answers or classes."""
 
     def compared(self, measure: Callable[[nn.Module], Tensor]) -> Probes:
         """Returns a measurement that repeats itself exactly, [n], of the model before and after fine-tuning."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,9 +107,10 @@ def check(
     `max_length` tokens; `limit` takes that many of each source, drawn by `seed`, which also draws the bootstrap. `base`
     is left as it was. `other_seed` is the folder of the same fine-tuning from another seed, whose worsening stands
     beside each verdict and decides nothing. `out` gets check.json and check.html. Raises `LuthierError` before the
-    first gate is measured for gates that are unknown, lack their rows or cannot use them; a gate that fails while it
-    is measured has the outcome `not measured` and the reason. `force` goes on with another base than the one of the
-    adapter.
+    first gate is measured for gates that are unknown, lack their rows or cannot use them, and for a `target` or another
+    seed that does not load (another base, damaged tensors); a gate that fails while it is measured has the outcome `not
+    measured` and the reason, and with LUTHIER_DEBUG its traceback is printed. `force` goes on with another base than
+    the one of the adapter.
     """
     if batch < 1 or (limit is not None and limit < 1):
         raise LuthierError(f"batch is {batch} and limit {limit}; expected at least 1 each.")
@@ -123,6 +126,9 @@ def check(
     other = None if other_seed is None else subject_of(means, path_of(other_seed), force=force)
     for gate in wanted.values():
         gate.look(subject)
+    for each in (subject, other):
+        if each is not None:
+            _opened(each)
     console, verdicts = Console(stderr=True, quiet=not progress), []
     for name, gate in wanted.items():
         start = time.monotonic()
@@ -139,10 +145,18 @@ def check(
     return found
 
 
+def _opened(subject: Subject) -> None:
+    """Loads what was fine-tuned, once: a wrong folder is the input's fault and no gate's."""
+    with subject.after():
+        pass
+
+
 def _measured(name: str, gate: Gate, subject: Subject, seed: int) -> Verdict:
     """What a gate finds; where it fails, of whatever (memory, a text that the model cannot read, a gate of the user's
     own), why, since the other gates may have taken hours."""
     try:
         return judged(name, gate, gate.measure(subject), seed)
     except Exception as error:
+        if os.environ.get("LUTHIER_DEBUG"):
+            traceback.print_exc()
         return unmeasured(name, gate, str(error) if isinstance(error, LuthierError) else reason(error))

@@ -47,7 +47,7 @@ class Means:
 
     def prompts(self, source: str) -> Sequence[Example]:
         """Returns the rows of a source, each up to where an answer is to be written."""
-        return self._once("prompts", source, lambda: self._drawn(data.load_prompts(source)))
+        return self._once("prompts", source, lambda: data.load_prompts(source, limit=self.limit, seed=self.seed))
 
     def examples(self, source: str) -> Examples:
         """Returns the rows of a source for the subject's task."""
@@ -111,8 +111,8 @@ def subject_of(means: Means, target: Path, *, force: bool = False) -> Subject:
         rows=means.rows,
         prompts=means.prompts,
         batches=means.batches,
-        examples=means.examples,
         labelled=means.labelled,
         write=means.write,
         score=means.score,
+        examples=means.examples,
     )

@@ -225,6 +225,8 @@ def _datum(
     if ((targets < 0) | (targets >= words))[given].any():
         raise LuthierError(f"{where}: a target is none of the model's {words} tokens.")
     inputs = {key: _numbers(where, key, each.values, targets.shape) for key, each in sent.items() if key != TARGETS}
+    if wrong := loss.wrong(inputs):
+        raise LuthierError(f"{where}: {wrong}")
     return Datum(tokens, targets, given, inputs)
 
 

@@ -34,6 +34,8 @@ class LossFunction:
     """Settings with their defaults."""
     takes: tuple[str, ...] = ()
     """Inputs that may come, and stand for settings token by token."""
+    wrong: Callable[[Inputs], str] = lambda given: ""
+    """What is wrong with the inputs of a datum taken together; nothing where they fit."""
 
 
 def cross_entropy(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
@@ -66,7 +68,7 @@ def gspo(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
     """Returns L = - Σ_t min(s_t A_t, clip(s_t, low, high) A_t), GSPO's token-level variant.
 
     s_t is s = exp(mean_t (l_t - q_t)) over the tokens of `sequence_ratio_mask`, with the gradient of l_t alone. Without
-    a mask these are the tokens with an advantage.
+    a mask these are the tokens with an advantage; a datum without any has no loss.
     """
     gain = given["advantages"]
     inside = given.get(MASK, gain).ne(0)
@@ -75,6 +77,13 @@ def gspo(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
     held = logs.detach()
     ratio = ((held - given["logprobs"])[inside].mean() + logs - held).exp()
     return -torch.minimum(ratio * gain, ratio.clamp(settings[LOW], settings[HIGH]) * gain).sum()
+
+
+def _masked_away(given: Inputs) -> str:
+    """There is no mean over no tokens: a datum with advantages would be left out without a word."""
+    if MASK in given and not bool(given[MASK].ne(0).any()) and bool(given["advantages"].ne(0).any()):
+        return f"{MASK} is 0 at every token and advantages are not; expected 1 at the tokens that were sampled."
+    return ""
 
 
 def _ratio(logs: Tensor, given: Inputs) -> Tensor:
@@ -95,7 +104,7 @@ LOSSES: Mapping[str, LossFunction] = {
     "ppo": LossFunction(POLICY, ppo, CLIP, (LOW, HIGH)),
     "cispo": LossFunction(POLICY, cispo, CLIP, (LOW, HIGH)),
     "dro": LossFunction(POLICY, dro, {"beta": 0.05}),
-    "gspo": LossFunction(POLICY, gspo, {LOW: 1 - 3e-4, HIGH: 1 + 4e-4}, (MASK,)),
+    "gspo": LossFunction(POLICY, gspo, {LOW: 1 - 3e-4, HIGH: 1 + 4e-4}, (MASK,), _masked_away),
 }
 REFUSED = {
     "stable_reinforce": "it needs what the sampler records of its own stability, and its equation is not published",
