@@ -3,7 +3,8 @@
 Both train LoRA of rank 8 on the queries and values of SmolLM2 in float32 on the same pairs (those of `preferences`, a
 capital each), the reference being the model with its adapter off, computed in every step. Each runs in a process of
 its own, and they take turns; the first step is not counted. Told are the seconds of a step, the processor's time for
-it (the steadier figure on a machine that is shared), and the highest resident set of the process.
+it (the steadier figure on a machine that is shared), and the highest resident set of the process. Records of other
+sizes of a batch stay.
 
     python -m bench pairs [--rounds 2] [--batch 4] [--steps 4]
 """
@@ -98,7 +99,9 @@ def main(words: Sequence[str] | None = None) -> None:
     } | {"peak_mib": {name: max(run["peak_mib"] for run in runs) for name, runs in found.items()}}
     ratios = {key: values["luthier"] / values["trl"] for key, values in medians.items()}
     settings = {key: getattr(given, key) for key in ("rounds", "batch", "steps")}
-    given.out.write_text(json.dumps({**settings, "runs": found, "median": medians, "ratio": ratios}, indent=1) + "\n")
+    kept = json.loads(given.out.read_text()) if given.out.is_file() else {}
+    kept[f"batch {given.batch}"] = {**settings, "runs": found, "median": medians, "ratio": ratios}
+    given.out.write_text(json.dumps(kept, indent=1) + "\n")
     print({key: round(value, 2) for key, value in ratios.items()})
 
 
