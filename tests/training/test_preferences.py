@@ -153,6 +153,19 @@ def test_judged_answers_are_told_apart(run, tmp_path):
     assert last["loss"] < 0.4 and last["accuracy"] > 0.9 and last["kl"] >= 0 and last["tokens"] > 1
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_few_rows_of_the_evaluations_may_be_of_one_kind(run, tmp_path, seed):
+    """One row of twenty is held out, wanted or not; rows to train on have to be of both kinds."""
+    rows = [row | {"label": i % 2 == 0} for i, row in enumerate(sums(20))]
+    source = write_rows(tmp_path / "judged.jsonl", rows)
+    settings = replace(SETTINGS, epochs=1.0, steps=1, eval_fraction=0.05, seed=seed)
+    judged = replace(run, data=source, objective=lt.KTO(), training=settings, out=str(tmp_path / "kto"))
+    assert train(judged, progress=False).eval_loss is not None
+    bad = write_rows(tmp_path / "bad.jsonl", [row | {"label": False} for row in sums(20)])
+    with pytest.raises(lt.LuthierError, match=r"all 19 answers of .* are unwanted"):
+        train(replace(judged, data=bad, out=str(tmp_path / "bad")), progress=False)
+
+
 @pytest.mark.parametrize("labels", [[True], [0, 1, 2]])
 def test_labels_that_judge_nothing_are_told(run, tmp_path, labels):
     rows = [row | {"label": labels[i % len(labels)]} for i, row in enumerate(sums(6))]

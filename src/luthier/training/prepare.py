@@ -90,7 +90,7 @@ def _prepare(run: Run, beside: Sequence[str | None], shared: bool) -> Prepared:
     dropped = sum(len(part) - data.sizes_of(made).rows for part, made in zip(parts, encoded, strict=True))
     longest = run.training.max_length if positions is None else min(run.training.max_length, positions)
     shaped = [
-        _shaped(run, Rows(part, features, encode, processor, longest, run.training.seed, tasks))
+        _shaped(run, Rows(part, features, encode, processor, longest, run.training.seed, tasks, part is held))
         for part, features in zip(parts, encoded, strict=True)
     ]
     asked = asked_of(run, held, encoded[1], processor, positions) if held and writes(run, examples.task) else None

@@ -77,6 +77,8 @@ class Rows:
     seed: int
     tasks: tuple[str, ...] = ()
     """The tasks that the column `task` names, in training and evaluation rows together, sorted."""
+    held: bool = False
+    """Whether they are the rows of the evaluations, which may be few."""
 
 
 @dataclass(frozen=True)
