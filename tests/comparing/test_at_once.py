@@ -131,3 +131,14 @@ def test_a_trial_that_fails_by_itself_too_is_its_own_loss(monkeypatch):
     monkeypatch.setattr(at_once, "loss_of", loss_of)
     value, error, other = at_once._losses(["a", "b", "c"], 2, Meeting(), lambda job: None)
     assert (value, other) == (0.5, 0.5) and isinstance(error, RuntimeError)
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_frozen_blocks_compute_the_rows_of_all_runs(study, tmp_path, together):
+    """What enters a block is kept for a run that has the model to itself, not in passes that are shared."""
+    upper = {name: {"where": "layers(2) & all-linear"} for name in ("lora", "hydra")}
+    values = {"methods": [*upper], "settings": upper, "seeds": [0]}
+    values["training"] = {**QUICK, "steps": None, "epochs": 2, "cache_frozen": "auto"}
+    runner.carry_out(Study.from_dict(study.to_dict() | values), tmp_path / "s", progress=False, together=together)
+    kept = [json.loads(path.read_text())["frozen"] for path in (tmp_path / "s").glob("runs/*/*/*/*/run/run.json")]
+    assert len(kept) == 2 and all(("block" in each) == (together == 1) for each in kept)

@@ -36,8 +36,8 @@ WAIT = 5.0
 
 def run_all(planned: Plan, console: Console, together: int = 1, bar: Bar | None = None) -> dict[str, str]:
     """Makes every run that is missing, so many at once; returns the reasons of those that failed, by title. It is told
-    to `bar`, or shown on the console."""
-    held, failed, foretold = read_held(planned.study), {}, False
+    to `bar`, or shown on the console; who has a bar gives out runs one by one, and foretells by itself."""
+    held, failed, foretold = read_held(planned.study), {}, bar is not None
     left = groups(planned.jobs, together)
     for line in told(planned.jobs) if together > 1 else ():
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -79,15 +79,18 @@ class Place(ABC):
         try:
             return self.crew[number].submit(task)
         except self.lost:  # while it had nothing to do
-            self.why_lost(number, RuntimeError())
+            self._dropped(number)
             self.crew[number] = self.worker(number)
             return self.crew[number].submit(task)
 
     def why_lost(self, number: int, error: BaseException) -> str:
         """Lets go of a worker that is lost, and returns why it is."""
+        return self._dropped(number).why_lost(error)
+
+    def _dropped(self, number: int) -> Worker:
         worker = self.crew.pop(number)
         worker.close()
-        return worker.why_lost(error)
+        return worker
 
 
 # --- this machine ----------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from luthier.training.context import loading_for, training_context
 from luthier.training.curves import curves_of
 from luthier.training.estimate import estimate
 from luthier.training.from_adapter import compared_with_start
-from luthier.training.frozen import begun, frozen_of
+from luthier.training.frozen import Frozen, begun, frozen_of
 from luthier.training.join import join
 from luthier.training.launched import check_optimiser, check_processes, check_services
 from luthier.training.moments import AsToldNow, ByTheClock
@@ -156,7 +156,7 @@ class Session:
         with training_context(run, model):
             plan = plan_of(run, prepared, model, steps_of(run, len(prepared.train), processes()))
             record = folders.record(run, prepared, model, command(run), plan.steps, evidence)
-            frozen = frozen_of(run, model, features, (plan.steps, plan.per_epoch), record, before)
+            frozen = self.frozen(model, plan, features, record, before)
             if not self.console.quiet:
                 memory = estimate(model, features[0], collator, run.objective, run.training.batch)
                 for line in self.notes:
@@ -193,6 +193,10 @@ class Session:
             held = dict(model.named_parameters())
             resting = tuple(name for name in able if name in held and not held[name].requires_grad)
         return replace(self.finish(prepared, loaded, plan, record, chosen), resting=resting)
+
+    def frozen(self, model: Any, plan: Plan, features: Any, record: dict[str, Any], before: Any) -> Frozen:
+        """What is kept of the blocks below all that is trained."""
+        return frozen_of(self.run, model, features, (plan.steps, plan.per_epoch), record, before)
 
     def step(self, trainer: Trainer, checkpoint: Checkpoint | None, goes_on: bool) -> None:
         """Trains; a new run that is refused before its first step leaves its folder free for the next try."""

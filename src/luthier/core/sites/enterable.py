@@ -14,7 +14,7 @@ from luthier.core.sites.entering import Below, entered
 from luthier.core.sites.outputs import leading
 from luthier.core.sites.packable import CLOSE, COARSE, apart, small_batch
 from luthier.core.sites.probe import eval_mode, run_once
-from luthier.core.sites.structure import Attachment, base_modules, block_lists, unwrapped
+from luthier.core.sites.structure import Attachment, base_modules, block_lists, rope_kinds, unwrapped
 
 WIDE = ("output_router_logits", "output_hidden_states", "output_attentions")
 """Settings of a configuration by which every block gives something beside the states of tokens."""
@@ -104,8 +104,7 @@ def _of_config(config: Any) -> str | None:
     """Why no pass of a model can begin at a block, whatever its weights are."""
     given = config.get_text_config()
     wide = [name for name in WIDE if getattr(given, name, False)]
-    told = getattr(given, "rope_parameters", None) or {}
-    ropes = {each.get("rope_type") for each in (told, *told.values()) if isinstance(each, dict)} & BY_BATCH
+    ropes = rope_kinds(config) & BY_BATCH
     reasons = {
         f"it skips blocks at random (layerdrop {getattr(given, 'layerdrop', 0)})": getattr(given, "layerdrop", 0),
         f"it also returns what its lower blocks compute ({', '.join(wide)})": wide,

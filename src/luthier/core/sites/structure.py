@@ -278,3 +278,10 @@ def base_tensor(module: nn.Module, site: Site) -> Tensor:
     if site.unfolded:
         return full_tensor(tensor).flatten(1)
     return full_tensor(tensor).mT if site.transposed else full_tensor(tensor)
+
+
+def rope_kinds(config: Any) -> set[str]:
+    """Returns the kinds of RoPE that a configuration names (`default`, `yarn`, …), of which blocks may have several."""
+    told = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    each = [told] if "rope_type" in told else [kind for kind in told.values() if isinstance(kind, dict)]
+    return {kind.get("rope_type", "default") for kind in each}

@@ -15,6 +15,7 @@ from luthier.core.guard import is_full
 from luthier.core.sites.caches import cache_in
 from luthier.core.sites.inputs import dummy_inputs
 from luthier.core.sites.probe import eval_mode
+from luthier.core.sites.structure import rope_kinds
 
 Turn = Callable[[Tensor], Tensor]
 FIXED = ("default", "linear", "llama3", "yarn")
@@ -72,9 +73,7 @@ def window(model: Any) -> int | None:
 
 def _fixed(model: Any) -> bool:
     """Whether every angle of a base is that of its position, or none is told."""
-    told = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    each = [told] if "rope_type" in told else [kind for kind in told.values() if isinstance(kind, dict)]
-    return all(kind.get("rope_type", "default") in FIXED for kind in each)
+    return all(kind in FIXED for kind in rope_kinds(model.config))
 
 
 Given = dict[str, tuple[nn.Module, tuple[Any, ...]]]
